@@ -1,0 +1,1 @@
+"""Text to tokens to batches of samples. Torch is used in no file but the loader."""

@@ -1,0 +1,1 @@
+"""Samplers, likelihood and evaluation of a trained model."""

@@ -1,0 +1,1 @@
+"""The only place that wires objects together: command line, workers, recipes."""

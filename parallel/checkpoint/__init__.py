@@ -1,0 +1,1 @@
+"""One logical state, many layouts."""

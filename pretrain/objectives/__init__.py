@@ -1,0 +1,1 @@
+"""Training objectives: each gives a weighted sum and its denominator."""

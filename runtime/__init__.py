@@ -1,0 +1,1 @@
+"""What any process needs to run safely. Never imports torch."""

@@ -1,0 +1,66 @@
+"""Who this process is among all processes of the run, and what machine it stands on."""
+
+import importlib.metadata
+import os
+import platform
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runtime.errors import UserError
+
+_PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "pyarrow", "sentencepiece", "mlflow")
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """Place of a process in the run, as torchrun or Slurm tells it.
+
+    Ranks count from 0. `attempt` counts restarts of the same run by the scheduler.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    attempt: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks for the run on the console and in shared files."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls, variables: Mapping[str, str] | None = None) -> "RankInfo":
+        """Read torchrun's variables, else Slurm's step variables, else a single process."""
+        variables = os.environ if variables is None else variables
+        attempt = _integer(variables, "SLURM_RESTART_COUNT", 0) + _integer(variables, "TORCHELASTIC_RESTART_COUNT", 0)
+        for rank, world, local in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
+            if rank in variables and world in variables:
+                return cls(_integer(variables, rank, 0), _integer(variables, world, 1), _integer(variables, local, 0), attempt)
+        return cls(attempt=attempt)
+
+
+def _integer(variables: Mapping[str, str], name: str, default: int) -> int:
+    text = variables.get(name, "")
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise UserError(f"environment variable {name}={text!r} is not a whole number: start the run with torchrun, srun or `lacuna train`")
+    return int(text)
+
+
+def describe_machine() -> dict[str, object]:
+    """Versions and host facts for `environment.json`; nothing secret, no environment variables."""
+    versions: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "missing"
+    return {
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)),
+        "packages": versions,
+    }

@@ -1,0 +1,40 @@
+"""Errors a person reads: one line that names the key, file or rank, and the mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LacunaError(Exception):
+    """An error with a message for people; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+class UserError(LacunaError, ValueError):
+    """Something the user can mend: a key, a file, a combination of options. Exit code 2."""
+
+    exit_code = 2
+
+
+class PreflightError(LacunaError):
+    """A machine or service is not fit for the run. Exit code 3."""
+
+    exit_code = 3
+
+
+class Requeue(LacunaError):
+    """The run stopped early on request, saved its state and wants to be started again. Exit code 75."""
+
+    exit_code = 75
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the nearest of `known`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on a single line, safe for a terminal and a log."""
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())

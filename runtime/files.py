@@ -1,0 +1,100 @@
+"""Files that are either whole or absent: atomic writes, published directories, digests."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from runtime.errors import UserError
+
+_CHUNK = 1 << 22
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the entries of directory `path` durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of file `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises OSError (for instance a full disk) with the old file untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(staging, "wb") as out:
+            out.write(data.encode() if isinstance(data, str) else data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(staging, path)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError that names the file if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: check the path") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): restore or rebuild it") from None
+
+
+def publish_directory(staging: Path, final: Path) -> None:
+    """Rename a finished `staging` directory to `final` and make the rename durable.
+
+    Raises UserError if `final` exists: published directories are never overwritten.
+    """
+    if final.exists():
+        raise UserError(f"{final} exists already: published directories are never overwritten, move it away")
+    fsync_directory(staging)
+    os.rename(staging, final)
+    fsync_directory(final.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory tree if it is there. Renames first, so that no reader finds half of it."""
+    if not path.exists():
+        return
+    grave = path.with_name(f".{path.name}.{os.getpid()}.removed")
+    os.rename(path, grave)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def digest_bytes(data: bytes | memoryview) -> str:
+    """The xxh3-128 of `data` as 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def digest_file(path: Path) -> str:
+    """The xxh3-128 of a file's bytes as 32 hexadecimal digits."""
+    state = xxhash.xxh3_128()
+    with open(path, "rb") as source:
+        while chunk := source.read(_CHUNK):
+            state.update(chunk)
+    return state.hexdigest()
