@@ -1,0 +1,70 @@
+"""Which checkpoints a run has, which are valid, and which may go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from parallel.checkpoint.manifest import CheckpointManifest
+from runtime.errors import UserError
+from runtime.files import remove_tree
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A published checkpoint; `fault` says in one line why it is not valid, if it is not."""
+
+    step: int
+    path: Path
+    fault: str = ""
+
+    @property
+    def valid(self) -> bool:
+        """Whether every file matches the manifest."""
+        return not self.fault
+
+
+def verify_checkpoint(directory: Path) -> CheckpointManifest:
+    """Read every byte of a checkpoint and compare it with the manifest. Raises UserError naming the bad file."""
+    manifest = CheckpointManifest.read(directory)
+    for name in sorted(manifest.files):
+        manifest.verify_file(directory, name)
+    return manifest
+
+
+def list_checkpoints(root: Path) -> list[CatalogueEntry]:
+    """All published checkpoints under `root`, oldest first, each fully verified."""
+    entries: list[CatalogueEntry] = []
+    for path in sorted(root.glob("step-*")):
+        digits = path.name.removeprefix("step-")
+        if not path.is_dir() or not digits.isdecimal():
+            continue
+        try:
+            verify_checkpoint(path)
+            entries.append(CatalogueEntry(int(digits), path))
+        except UserError as error:
+            entries.append(CatalogueEntry(int(digits), path, str(error)))
+    return entries
+
+
+def newest_checkpoint(root: Path) -> Path | None:
+    """The published checkpoint of the highest step, or None if there is none. It is verified when it is loaded."""
+    steps = [p for p in root.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal()]
+    return max(steps, key=lambda p: int(p.name.removeprefix("step-")), default=None)
+
+
+def previous_valid(root: Path, than: Path) -> Path | None:
+    """The newest valid checkpoint older than `than`, to name in an error."""
+    older = [entry.path for entry in list_checkpoints(root) if entry.valid and entry.path.name < than.name]
+    return older[-1] if older else None
+
+
+def prune_checkpoints(root: Path, keep: int) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints, once the newest one is verified. Returns what was removed."""
+    paths = sorted(p for p in root.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal())
+    surplus = paths[:-keep]
+    if surplus:
+        verify_checkpoint(paths[-1])
+        for path in surplus:
+            remove_tree(path)
+    return surplus

@@ -1,0 +1,94 @@
+"""The manifest of a checkpoint: what every file holds and must hash to. Readers trust nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from runtime.errors import UserError
+from runtime.files import digest_file, read_json, write_json
+from runtime.settings import Settings
+
+MANIFEST = "MANIFEST.json"
+FORMAT_VERSION = 1
+
+
+class StoredBlock(Settings):
+    """A box of a logical tensor as one entry of a safetensors file."""
+
+    file: str
+    key: str
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+
+
+class StoredFile(Settings):
+    """A file of the checkpoint: length in bytes and xxh3-128."""
+
+    bytes: int
+    digest: str
+
+
+class CheckpointManifest(Settings):
+    """Everything a reader needs. `tensors` maps kind → logical name → global shape; `blocks` kind → name → boxes.
+
+    `step` optimizer steps were taken on `samples` samples (`tokens` tokens). `identity` describes the model, and
+    `provenance` where the state came from (layout, configuration, data and tokenizer digests); neither says
+    anything about how it must be loaded.
+    """
+
+    version: int = FORMAT_VERSION
+    step: int = Field(ge=0)
+    samples: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    blocks: dict[str, dict[str, list[StoredBlock]]]
+    files: dict[str, StoredFile]
+
+    def write(self, directory: Path) -> None:
+        """Write the manifest into `directory`, atomically."""
+        write_json(directory / MANIFEST, self.model_dump())
+
+    @classmethod
+    def read(cls, directory: Path) -> CheckpointManifest:
+        """Read and validate. Raises UserError naming the file."""
+        path = directory / MANIFEST
+        values = read_json(path)
+        if isinstance(values, dict) and values.get("version") != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {values.get('version')!r}, this code reads {FORMAT_VERSION}: "
+                "use the code version that wrote it"
+            )
+        return cls.parse(values, str(path))
+
+    def missing_elements(self) -> str | None:
+        """Name a logical tensor that the blocks do not cover exactly once, or None."""
+        for kind, names in self.blocks.items():
+            for name, shape in self.shapes.items():
+                stored = sum(_volume(block.size) for block in names.get(name, []))
+                if stored != _volume(shape):
+                    return f"{kind} of {name}: {stored} of {_volume(shape)} elements"
+        return None
+
+    def verify_file(self, directory: Path, name: str) -> None:
+        """Compare one file with the manifest. Raises UserError naming it."""
+        expected, path = self.files[name], directory / name
+        try:
+            size = path.stat().st_size
+            if size != expected.bytes:
+                raise UserError(f"{path} has {size} bytes instead of {expected.bytes}: the checkpoint is damaged, use an earlier one")
+            if digest_file(path) != expected.digest:
+                raise UserError(f"{path} does not match its digest: the checkpoint is damaged, use an earlier one")
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): the checkpoint is damaged, use an earlier one") from None
+
+
+def _volume(size: tuple[int, ...]) -> int:
+    product = 1
+    for n in size:
+        product *= n
+    return product

@@ -1,0 +1,85 @@
+"""Runs megatron-core on machines without CUDA, and mends its optimizer's reliance on CUDA calls.
+
+megatron-core asks `torch.cuda` for devices, streams and random states in many places. Where CUDA is absent
+these calls are answered with their CPU meaning. The patch is global, so only worker processes install it.
+"""
+
+import functools
+import os
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like")
+
+
+class _CpuTypeName(str):
+    """Lets `p.type() == "torch.cuda.FloatTensor"` hold for a float tensor on the CPU."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, str(other).replace("torch.cuda.", "torch."))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def build(*args: Any, **kwargs: Any) -> torch.Tensor:
+        device = kwargs.get("device")
+        if isinstance(device, str | torch.device) and str(device).startswith("cuda"):
+            kwargs["device"] = _CPU
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        return factory(*args, **kwargs)
+
+    return build
+
+
+def _nothing(*_args: object, **_kwargs: object) -> None:
+    return None
+
+
+def install() -> bool:
+    """Patch torch for megatron-core if this machine has no CUDA. Returns whether the patch is active."""
+    if torch.cuda.is_available():
+        return False
+    if getattr(torch.cuda, "_lacuna_cpu", False):
+        return True
+    # megatron decorates small functions with torch.compile: 40 s of compilation on a CPU and no gain
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    torch._dynamo.config.disable = True
+    _patch_cuda_namespace(torch.cuda)
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    original_type = torch.Tensor.type
+
+    def type_or_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return original_type(self, *args, **kwargs) if args or kwargs else _CpuTypeName(original_type(self))
+
+    torch.Tensor.type = type_or_name  # type: ignore[method-assign]
+    torch.Tensor.cuda = lambda self, *_a, **_k: self  # type: ignore[method-assign]
+    torch.nn.Module.cuda = lambda self, *_a, **_k: self  # type: ignore[method-assign]
+    import megatron.core.tensor_parallel.random as megatron_random
+
+    megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    return True
+
+
+def _patch_cuda_namespace(cuda: Any) -> None:
+    cuda._lacuna_cpu = True
+    cuda.current_device = lambda: _CPU
+    cuda.synchronize = cuda.set_device = cuda.empty_cache = _nothing
+    cuda.nvtx.range_push = cuda.nvtx.range_pop = _nothing
+    stream = types.SimpleNamespace(wait_stream=_nothing, synchronize=_nothing, wait_event=_nothing, record_event=_nothing)
+    cuda.current_stream = cuda.default_stream = lambda *_args: stream
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    cuda.manual_seed = torch.default_generator.manual_seed

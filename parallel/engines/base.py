@@ -1,0 +1,112 @@
+"""What the training loop asks of an engine, whatever runs beneath."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from parallel.logical import Block, logical_parameters
+from parallel.mesh import Mesh
+
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step over the whole global batch, the same numbers on every rank.
+
+    `loss_sum`: weighted sum in nats, not yet divided. `level_sums`, `level_counts`: unweighted cross-entropy
+    (nats) and rows by noise-level bin. `grad_norm`: norm of the mean gradient before clipping.
+    """
+
+    loss_sum: float
+    level_sums: tuple[float, ...]
+    level_counts: tuple[float, ...]
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A flat piece of one parameter's float32 state that this rank owns.
+
+    Elements [start, start + values.numel()) of the row-major local parameter of shape `shape`; `values` is a
+    live one-dimensional view of the engine's own memory. `kind` is one of `KINDS`. `writes` says whether this
+    rank writes it to a checkpoint: exactly one rank does for each element.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    blocks: tuple[Block, ...]
+    start: int
+    values: torch.Tensor
+    writes: bool
+
+
+class Engine(Protocol):
+    """A model under a layout with its optimizer."""
+
+    mesh: Mesh
+
+    def train_step(self, micro_batches: Sequence[Any], denominator: float, learning_rate: float) -> StepResult:
+        """Forward, backward and one clipped optimizer step.
+
+        `micro_batches` are this rank's; the model is called with each and returns (loss sum, level statistics).
+        The gradient is that of the global loss sum over `denominator`.
+        """
+        ...
+
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's pieces of weights (float32 masters) and Adam moments."""
+        ...
+
+    def finish_load(self, steps_taken: int) -> None:
+        """Call after `fragments()` were overwritten: refreshes model weights and Adam's step count."""
+        ...
+
+    def logical_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and global shapes of all logical tensors this rank holds a part of."""
+        ...
+
+
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW parameter groups: matrices decay, vectors (norm weights) do not."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def is_sharded(parameter: torch.nn.Parameter) -> bool:
+    """Whether tensor ranks hold different parts of `parameter` (else each holds all of it)."""
+    return bool(getattr(parameter, "tensor_model_parallel", False))
+
+
+def blocks_by_parameter(model: torch.nn.Module) -> dict[torch.nn.Parameter, tuple[Block, ...]]:
+    """Logical blocks of every parameter."""
+    return dict(logical_parameters(model))
+
+
+def summarise(mesh: Mesh, stats: torch.Tensor, grad_norm: float) -> StepResult:
+    """Sum local statistics [loss, level sums…, level counts…] (float64, host) over the data-parallel ranks."""
+    total = mesh.sum_shares(stats).tolist()
+    bins = (len(total) - 1) // 2
+    return StepResult(total[0], tuple(total[1 : 1 + bins]), tuple(total[1 + bins :]), grad_norm)
+
+
+def ensure_adam_state(optimizer: torch.optim.Optimizer) -> None:
+    """Create AdamW's lazy state as zeros, so that a checkpoint can be saved or loaded before the first step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
+                state["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
+
+
+def set_adam_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Set AdamW's step count of every parameter (bias correction depends on it)."""
+    for state in optimizer.state.values():
+        state["step"] = torch.tensor(float(steps))

@@ -1,0 +1,123 @@
+"""The DeepSpeed engine: ZeRO over data-parallel ranks, tensor parallelism through megatron's groups."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from parallel.engines.base import (
+    KINDS,
+    Fragment,
+    StepResult,
+    blocks_by_parameter,
+    decay_groups,
+    ensure_adam_state,
+    is_sharded,
+    set_adam_steps,
+    summarise,
+)
+from parallel.engines.settings import AdamWSettings
+from parallel.logical import logical_shapes
+from parallel.mesh import Mesh
+
+
+class _ModelParallelUnit:
+    """megatron's groups under the names DeepSpeed asks for; pipelines are not offered, so model = tensor."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(parallel_state, name)
+
+    get_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
+    get_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
+
+    @staticmethod
+    def get_data_parallel_group_ranks() -> list[int]:
+        """Global ranks of this rank's data-parallel group."""
+        return dist.get_process_group_ranks(parallel_state.get_data_parallel_group())
+
+
+class DeepSpeedEngine:
+    """Implements `parallel.engines.base.Engine` on DeepSpeed."""
+
+    def __init__(self, mesh: Mesh, model: torch.nn.Module, optimizer: AdamWSettings, precision: str, micro_batches: int) -> None:
+        self.mesh = mesh
+        self._model = model
+        self._micro_batches = micro_batches
+        adam = torch.optim.AdamW(
+            decay_groups(model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas, eps=optimizer.epsilon
+        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=adam,
+            config=self._config(optimizer, precision),
+            mpu=_ModelParallelUnit(),
+            dist_init_required=False,
+        )
+        ensure_adam_state(self._optimizer.optimizer)
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    @staticmethod
+    def prepare(mesh: Mesh) -> None:
+        """Let DeepSpeed adopt the process group that `mesh` has joined."""
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        if mesh.device.type == "cpu":
+            # else a shared-memory kernel is compiled at first use: 30-60 s, and a crash without a compiler
+            deepspeed.ops.__compatible_ops__ = {}
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+    def _config(self, optimizer: AdamWSettings, precision: str) -> dict[str, Any]:
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": self._micro_batches,
+            "train_batch_size": self._micro_batches * self.mesh.data_size,
+            "gradient_clipping": optimizer.clip,
+            "zero_optimization": {"stage": self.mesh.layout.zero},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 1 << 40,
+            "bf16": {"enabled": precision == "bf16"},
+        }
+
+    def train_step(self, micro_batches: Sequence[Any], denominator: float, learning_rate: float) -> StepResult:
+        """See `Engine.train_step`."""
+        assert len(micro_batches) == self._micro_batches, "DeepSpeed fixes the number of micro-batches at start"
+        for group in self._optimizer.optimizer.param_groups:
+            group["lr"] = learning_rate
+        # DeepSpeed means over micro-batches and data ranks; our loss is a sum over both
+        scale = self._micro_batches * self.mesh.data_size / denominator
+        stats: list[torch.Tensor] = []
+        for batch in micro_batches:
+            loss_sum, batch_stats = self._engine(batch.to(self.mesh.device))
+            stats.append(batch_stats)
+            self._engine.backward(loss_sum * scale)
+            self._engine.step()
+        grad_norm = float(self._engine.get_global_grad_norm())
+        return summarise(self.mesh, torch.stack(stats).sum(0).cpu(), grad_norm)
+
+    def fragments(self) -> Iterator[Fragment]:
+        """See `Engine.fragments`."""
+        for parameter, blocks in blocks_by_parameter(self._model).items():
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            if mapping is None:
+                continue  # no part of it lies in this rank's partition
+            writes = is_sharded(parameter) or self.mesh.tensor_rank == 0
+            for kind in KINDS:
+                values = mapping.get_hp_fragment(None if kind == "weight" else kind).detach().view(-1)
+                yield Fragment(kind, tuple(parameter.shape), blocks, mapping.lp_fragment_address.start, values, writes)
+
+    def finish_load(self, steps_taken: int) -> None:
+        """See `Engine.finish_load`."""
+        set_adam_steps(self._optimizer.optimizer, steps_taken)
+        self._optimizer.update_lp_params()
+
+    def logical_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Engine.logical_shapes`."""
+        return logical_shapes(self._model)

@@ -1,0 +1,144 @@
+"""The configuration of a training run. What is written to the run directory is all that ranks read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_pipeline.config import DataConfig
+from parallel.engines.settings import AdamWSettings
+from parallel.layout import ParallelConfig, check_divides
+from pretrain.schedule import Schedule, WarmupStableDecay
+from pretrain.shape import ModelShape
+from runtime.errors import UserError
+from runtime.settings import Settings
+
+
+class MaskedObjective(Settings):
+    """Masked diffusion as LLaDA trains it (2502.09992, eq. 3).
+
+    `epsilon`: least mask probability. `random_length`: share of samples that get a logical length ~ U{1..S}.
+    `stratified`: one noise level per stratum of the global batch (lower variance, same expectation).
+    """
+
+    kind: Literal["masked"] = "masked"
+    epsilon: float = Field(1e-3, gt=0, lt=1)
+    random_length: float = Field(0.01, ge=0, le=1)
+    stratified: bool = True
+
+    @property
+    def causal(self) -> bool:
+        """Every position sees every other."""
+        return False
+
+    @property
+    def head_rows(self) -> float:
+        """Expected share of positions that need logits: E[p] with p = (1-epsilon)·t + epsilon."""
+        return (1.0 + self.epsilon) / 2.0
+
+
+class AutoregressiveObjective(Settings):
+    """Next-token prediction; the first token is predicted from BOS, so every token of a window counts."""
+
+    kind: Literal["autoregressive"] = "autoregressive"
+
+    @property
+    def causal(self) -> bool:
+        """A position sees only earlier ones."""
+        return True
+
+    @property
+    def head_rows(self) -> float:
+        """Every position needs logits."""
+        return 1.0
+
+
+Objective = Annotated[MaskedObjective | AutoregressiveObjective, Field(discriminator="kind")]
+
+
+class OptimizerConfig(AdamWSettings):
+    """AdamW with peak learning rate `lr` and a schedule over tokens."""
+
+    lr: float = Field(gt=0)
+    schedule: Schedule = WarmupStableDecay()
+
+
+class TrainConfig(Settings):
+    """Sizes of a step and of the run. `global_batch` and `micro_batch` count sequences."""
+
+    steps: int = Field(gt=0)
+    global_batch: int = Field(gt=0)
+    micro_batch: int = Field(1, gt=0)
+    sequence_length: int = Field(gt=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(1, gt=0)
+    head_chunk: int = Field(2048, gt=0)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a global batch."""
+        return self.global_batch * self.sequence_length
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.steps * self.tokens_per_step
+
+
+class CheckpointConfig(Settings):
+    """Save every `every` steps (and at the end); keep the newest `keep`."""
+
+    every: int = Field(1000, gt=0)
+    keep: int = Field(3, gt=0)
+
+
+class TrackingConfig(Settings):
+    """Where the run is shown: an MLflow tracking URI (default: sqlite beside the run directory)."""
+
+    uri: str | None = None
+    experiment: str = "lacuna"
+    enabled: bool = True
+
+
+class RunConfig(Settings):
+    """A whole recipe."""
+
+    name: str = Field(min_length=1)
+    objective: Objective = MaskedObjective()
+    model: ModelShape
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    data: DataConfig = DataConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        tensor = self.parallel.tensor
+        for key in ("heads", "kv_heads", "ffn"):
+            _divides(f"model.{key}", getattr(self.model, key), "parallel.tensor", tensor)
+        if self.parallel.sequence:
+            _divides("train.sequence_length", self.train.sequence_length, "parallel.tensor", tensor)
+        _divides("train.global_batch", self.train.global_batch, "train.micro_batch", self.train.micro_batch)
+        return self
+
+    def micro_batches(self, world: int) -> int:
+        """Micro-batches per step and data-parallel rank. Raises UserError if the batch does not divide."""
+        data = self.parallel.data_size(world)
+        if self.train.global_batch % (data * self.train.micro_batch):
+            nearest = max(1, round(self.train.global_batch / (data * self.train.micro_batch))) * data * self.train.micro_batch
+            raise UserError(
+                f"train.global_batch={self.train.global_batch} is not a multiple of {data} data-parallel ranks × "
+                f"train.micro_batch={self.train.micro_batch}: set train.global_batch={nearest}"
+            )
+        return self.train.global_batch // (data * self.train.micro_batch)
+
+
+def _divides(key: str, value: int, by_key: str, by: int) -> None:
+    try:
+        check_divides(key, value, by_key, by)
+    except UserError as error:
+        raise ValueError(str(error)) from None
