@@ -1,1 +1,1 @@
-"""Text to tokens to batches of samples. Torch is used in no file but the loader."""
+"""Text to tokens to samples. Knows nothing of models, ranks or torch."""

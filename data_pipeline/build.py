@@ -1,0 +1,128 @@
+"""Sources to a published dataset: collect, deduplicate, learn the vocabulary, encode, write, rename."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_pipeline.collect import Collection, collect
+from data_pipeline.config import BuildConfig, TrainTokenizer
+from data_pipeline.debian import default_cache
+from data_pipeline.dedup import fraction_of
+from data_pipeline.manifest import SPLITS, TOKENIZER, DatasetManifest, SplitInfo, TokenizerInfo
+from data_pipeline.shards import ShardWriter, describe_file, token_dtype
+from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from runtime.errors import UserError
+from runtime.files import publish_directory, remove_tree, write_atomic
+from runtime.progress import ProgressBar
+
+_WORKSPACE = "workspace"
+
+
+def build_dataset(
+    config: BuildConfig, out: Path, cache: Path | None = None, show_progress: bool = True
+) -> DatasetManifest:
+    """Build a dataset and publish it as directory `out`, which appears whole or not at all.
+
+    The same input gives the same bytes, after a killed build too. Debian packages are kept in `cache`.
+    Raises UserError if `out` exists, a source has no text, or the vocabulary does not fit the text.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists already: move it away or choose another --out")
+    with _staging_beside(out) as staging:
+        workspace = staging / _WORKSPACE
+        workspace.mkdir()
+        collection = collect(config, workspace, cache or default_cache(), show_progress)
+        tokenizer = _tokenizer(config, collection, show_progress)
+        write_atomic(staging / TOKENIZER, tokenizer.model)
+        manifest = _encode(config, collection, tokenizer, staging, show_progress)
+        manifest.save(staging)
+        shutil.rmtree(workspace)
+        publish_directory(staging, out)
+    return manifest
+
+
+@contextmanager
+def _staging_beside(out: Path) -> Iterator[Path]:
+    """An empty directory that only this process writes; what a killed build left in it is removed."""
+    staging = out.with_name(f".{out.name}.building")
+    staging.mkdir(parents=True, exist_ok=True)
+    lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out} is being built by another process: wait for it") from None
+        for stale in staging.iterdir():
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        try:
+            yield staging
+        finally:
+            remove_tree(staging)
+    finally:
+        os.close(lock)
+
+
+def _tokenizer(config: BuildConfig, collection: Collection, show_progress: bool) -> Tokenizer:
+    settings = config.tokenizer
+    if not isinstance(settings, TrainTokenizer):
+        return Tokenizer.load(settings.path)
+    share = settings.sample_bytes / max(1, collection.train_bytes)
+
+    def sample() -> Iterator[str]:
+        for document in collection.documents():
+            bar.advance(1, f"to learn {settings.vocabulary} pieces")
+            if document.split == "train" and fraction_of(document.text.encode(), config.seed + 1) < share:
+                yield document.text
+
+    with ProgressBar("tokenizer", collection.count, show_progress) as bar:
+        return Tokenizer(train_tokenizer(sample(), settings.vocabulary, settings.model))
+
+
+def _encode(
+    config: BuildConfig, collection: Collection, tokenizer: Tokenizer, staging: Path, show_progress: bool
+) -> DatasetManifest:
+    dtype = token_dtype(tokenizer.vocabulary)
+    writers = {
+        s: ShardWriter(staging, s, dtype, config.batch_tokens, config.shard_tokens, config.compression)
+        for s in SPLITS
+    }
+    tokens = [0] * len(config.sources)
+    with (
+        ProgressBar("encode", collection.count, show_progress) as bar,
+        writers["train"],
+        writers["validation"],
+    ):
+        for chunk in collection.chunks():
+            encoded = tokenizer.encode_batch(
+                [document.text for document in chunk], threads=os.cpu_count() or 1
+            )
+            for document, ids in zip(chunk, encoded, strict=True):
+                ids.append(tokenizer.eos_id)
+                writers[document.split].add(ids, document.source)
+                tokens[document.source] += len(ids)
+            bar.advance(len(chunk), f"{sum(tokens):,} tokens")
+    splits = {}
+    for split, writer in writers.items():
+        total, documents = (sum(s.tokens for s in writer.shards), sum(s.documents for s in writer.shards))
+        splits[split] = SplitInfo(tokens=total, documents=documents, shards=writer.shards)
+    return DatasetManifest(
+        dtype=dtype,
+        batch_tokens=config.batch_tokens,
+        tokenizer=TokenizerInfo(
+            file=describe_file(staging / TOKENIZER),
+            vocabulary=tokenizer.vocabulary,
+            pad_id=tokenizer.pad_id,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            mask_id=tokenizer.mask_id,
+        ),
+        sources=[
+            info.model_copy(update={"tokens": count})
+            for info, count in zip(collection.sources, tokens, strict=True)
+        ],
+        splits=splits,
+        build=config,
+    )

@@ -1,0 +1,141 @@
+"""What a dataset is: its shards, their digests, its tokenizer and where the text came from."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_pipeline.config import BuildConfig
+from runtime.errors import UserError
+from runtime.files import digest_bytes, read_json, write_json
+from runtime.settings import Settings
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+SPLITS = ("train", "validation")
+VERSION = 1
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class FileInfo(Settings):
+    """A file of the dataset, below its directory. The pattern keeps a hostile manifest inside it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$")
+    bytes: Count
+    digest: Digest
+
+
+class ShardInfo(Settings):
+    """One shard: whole documents, cut into record batches of `batch_tokens` (the last one may be shorter)."""
+
+    tokens: Annotated[int, Field(gt=0)]
+    documents: Annotated[int, Field(gt=0)]
+    file: FileInfo
+    offsets: FileInfo
+    batches: list[Digest]
+    """xxh3-128 of each record batch's token bytes (little-endian, not compressed)."""
+
+
+class SplitInfo(Settings):
+    """The shards of a split, in the order of its token stream."""
+
+    tokens: Count
+    documents: Count
+    shards: list[ShardInfo]
+
+
+class TokenizerInfo(Settings):
+    """The tokenizer that made the ids; its file stands in the dataset."""
+
+    file: FileInfo
+    vocabulary: Annotated[int, Field(gt=0)]
+    pad_id: Count
+    bos_id: Count
+    eos_id: Count
+    mask_id: Count
+
+
+class SourceInfo(Settings):
+    """What one source gave. `bytes` are UTF-8 bytes of the documents kept; tokens include one EOS a document."""
+
+    name: str
+    licence: str
+    origin: str
+    skipped: str | None = None
+    """Why the source was left out, if it was."""
+    documents: Count = 0
+    duplicates: Count = 0
+    undecodable: Count = 0
+    empty: Count = 0
+    bytes: Count = 0
+    tokens: Count = 0
+
+
+class DatasetManifest(Settings):
+    """All that is known of a published dataset; `digest` identifies it."""
+
+    version: Literal[1] = 1
+    dtype: Literal["uint16", "uint32"]
+    batch_tokens: Annotated[int, Field(gt=0)]
+    tokenizer: TokenizerInfo
+    sources: list[SourceInfo]
+    splits: dict[Literal["train", "validation"], SplitInfo]
+    build: BuildConfig
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        for name, split in self.splits.items():
+            if split.tokens != sum(s.tokens for s in split.shards) or split.documents != sum(
+                s.documents for s in split.shards
+            ):
+                raise ValueError(f"splits.{name}: the counts of its shards do not add up")
+            for shard in split.shards:
+                if len(shard.batches) != -(-shard.tokens // self.batch_tokens):
+                    raise ValueError(
+                        f"{shard.file.name}: {len(shard.batches)} batch digests do not cover {shard.tokens} tokens"
+                    )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """xxh3-128 of the canonical JSON (sorted keys, no spaces)."""
+        return _digest(self.model_dump(mode="json"))
+
+    @property
+    def files(self) -> list[FileInfo]:
+        """Every file of the dataset but the manifest itself."""
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        return [self.tokenizer.file, *(file for shard in shards for file in (shard.file, shard.offsets))]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read the manifest of the dataset directory `path`. Raises UserError if it is missing, damaged or of another version."""
+        directory = Path(path)
+        file = directory / MANIFEST
+        if not file.is_file():
+            state = "is not a dataset (it has no manifest.json)" if directory.is_dir() else "does not exist"
+            raise UserError(f"{directory} {state}: give a directory that `lacuna data build` made")
+        values = read_json(file)
+        if not isinstance(values, dict):
+            raise UserError(f"{file} is not a dataset's manifest: rebuild the dataset or restore the file")
+        if values.get("version") != VERSION:
+            raise UserError(
+                f"{file}: version {values.get('version')!r} is not {VERSION}: rebuild the dataset, or use the Lacuna that made it"
+            )
+        stored = values.pop("digest", None)
+        if stored != _digest(values):
+            raise UserError(
+                f"{file} was edited or damaged (its digest does not fit): rebuild the dataset or restore the file"
+            )
+        return cls.parse(values, str(file))
+
+    def save(self, directory: Path) -> None:
+        """Write the manifest, with its own digest, into `directory`."""
+        write_json(directory / MANIFEST, {**self.model_dump(mode="json"), "digest": self.digest})
+
+
+def _digest(values: Any) -> str:
+    return digest_bytes(json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode())
