@@ -1,0 +1,76 @@
+"""From sample indices to this rank's micro-batches of a step; runs on the prefetch thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from pretrain.batch import MicroBatch
+from pretrain.objectives.base import Sample, SampleObjective
+
+_WORD = 1 << 64
+
+
+class TokenReader(Protocol):
+    """Tokens of a global sample, as `data_pipeline.dataset.SampleReader` gives them."""
+
+    def tokens(self, index: int) -> np.ndarray:
+        """int64 [sequence_length]."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's share of a step: micro-batches, counting tokens, and two words of digest (see `Sample.digest`)."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    tokens: int
+    digest: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Builds step batches. Sample i = step · global_batch + position; data rank r takes a contiguous run of positions."""
+
+    reader: TokenReader
+    objective: SampleObjective
+    global_batch: int
+    micro_batch: int
+    data_rank: int
+    data_size: int
+
+    def step(self, step: int) -> StepBatch:
+        """Share of this data rank in step `step` (counted from 0)."""
+        share = self.global_batch // self.data_size
+        positions = range(self.data_rank * share, (self.data_rank + 1) * share)
+        samples = [self._sample(step * self.global_batch + j) for j in positions]
+        low = high = 0
+        for j, sample in zip(positions, samples, strict=True):
+            words = sample.digest(j)
+            low, high = (low + words[0]) % _WORD, (high + words[1]) % _WORD
+        cut = range(0, share, self.micro_batch)
+        micro_batches = tuple(collate(samples[k : k + self.micro_batch]) for k in cut)
+        return StepBatch(micro_batches, sum(s.length for s in samples), (low, high))
+
+    def _sample(self, index: int) -> Sample:
+        return self.objective.prepare(self.reader.tokens(index), index)
+
+
+def collate(samples: Sequence[Sample]) -> MicroBatch:
+    """Stack samples; rows index the flattened [S, B] activations."""
+    batch, length = len(samples), len(samples[0].inputs)
+    rows = [sample.positions * batch + b for b, sample in enumerate(samples)]
+    levels = [np.full(len(s.positions), s.level_bin, dtype=np.int64) for s in samples]
+    lengths = np.array([s.length for s in samples])
+    return MicroBatch(
+        inputs_BS=torch.from_numpy(np.stack([s.inputs for s in samples])),
+        rows_R=torch.from_numpy(np.concatenate(rows)),
+        targets_R=torch.from_numpy(np.concatenate([s.targets for s in samples])),
+        weights_R=torch.from_numpy(np.concatenate([s.weights for s in samples])),
+        levels_R=torch.from_numpy(np.concatenate(levels)),
+        lengths_B=torch.from_numpy(lengths) if (lengths < length).any() else None,
+    )

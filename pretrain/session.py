@@ -1,0 +1,133 @@
+"""A run's state on disk around the loop: resume, metrics, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from data_pipeline.manifest import TokenizerInfo
+from parallel.checkpoint.catalogue import newest_checkpoint, previous_valid, prune_checkpoints
+from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
+from parallel.engines.base import Engine
+from pretrain.config import RunConfig
+from pretrain.loop import Hooks
+from pretrain.objectives.autoregressive import AutoregressiveSamples
+from pretrain.objectives.base import SampleObjective
+from pretrain.objectives.masked import MaskedSamples
+from pretrain.objectives.noise import NoiseSource
+from pretrain.run_directory import RunDirectory
+from pretrain.tracking.spool import Spool
+from runtime.errors import UserError
+from runtime.files import digest_bytes
+from runtime.logs import log
+
+
+class DataIdentity(Protocol):
+    """The data of a run as far as a checkpoint must know it."""
+
+    digest: str
+
+
+def build_objective(config: RunConfig, tokenizer: TokenizerInfo) -> SampleObjective:
+    """The sample side of the configured objective. Raises UserError if the vocabulary does not fit the model."""
+    if tokenizer.vocabulary > config.model.vocabulary:
+        raise UserError(
+            f"model.vocabulary={config.model.vocabulary} is smaller than the data's tokenizer ({tokenizer.vocabulary} ids): "
+            f"set model.vocabulary={tokenizer.vocabulary} or build the data with a smaller one"
+        )
+    objective, train = config.objective, config.train
+    if objective.kind == "autoregressive":
+        return AutoregressiveSamples(tokenizer.bos_id)
+    noise = NoiseSource(
+        seed=train.seed,
+        sequence_length=train.sequence_length,
+        global_batch=train.global_batch,
+        epsilon=objective.epsilon,
+        random_length=objective.random_length,
+        stratified=objective.stratified,
+    )
+    return MaskedSamples(noise, tokenizer.mask_id, tokenizer.pad_id)
+
+
+def run_identity(config: RunConfig, data_digest: str) -> dict[str, Any]:
+    """What a run cannot change halfway and stay the same run: model, objective, data and its order."""
+    model = {f"model.{key}": value for key, value in config.model.model_dump(mode="json").items()}
+    objective = {f"objective.{key}": value for key, value in config.objective.model_dump(mode="json").items()}
+    order = {f"train.{key}": getattr(config.train, key) for key in ("seed", "global_batch", "sequence_length")}
+    return {**model, **objective, **order, "data": data_digest}
+
+
+class Session:
+    """Resumes, logs and saves one attempt of a run on one rank."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, engine: Engine, data: DataIdentity, attempt: int) -> None:
+        self._config, self._directory, self._engine = config, directory, engine
+        self._identity = run_identity(config, data.digest)
+        self._attempt = attempt
+        self._layout = config.parallel.describe(engine.mesh.world)
+        self._spool: Spool | None = None
+
+    def resume(self) -> int:
+        """Load the newest checkpoint, if there is one. Returns the step to continue from (0 for a new run).
+
+        Raises UserError if it is damaged (naming the newest older valid one) or belongs to another run.
+        """
+        newest = newest_checkpoint(self._directory.checkpoints)
+        if newest is None:
+            return 0
+        try:
+            manifest = load_checkpoint(newest, self._engine, self._identity)
+        except UserError as error:
+            raise UserError(f"{error}{self._way_out(newest, str(error))}") from None
+        if manifest.step > self._config.train.steps:
+            raise UserError(f"{newest} is past train.steps={self._config.train.steps}: raise train.steps")
+        log.info("continue from %s with %s", newest, self._layout)
+        return manifest.step
+
+    def _way_out(self, newest: Any, message: str) -> str:
+        if "damaged" not in message:
+            return ""
+        older = previous_valid(self._directory.checkpoints, newest)
+        return f"; the newest valid one is {older}: move {newest.name} away to continue from it" if older else ""
+
+    @contextmanager
+    def opened(self, start: int) -> Iterator[None]:
+        """Keep the metrics spool open on rank 0; lines after `start` belong to lost work and are dropped."""
+        if self._engine.mesh.rank == 0:
+            self._spool = Spool(self._directory.metrics, resume_step=start)
+        try:
+            yield
+        finally:
+            if self._spool is not None:
+                self._spool.close()
+                self._spool = None
+
+    def log_metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Append a line to `metrics.jsonl` (rank 0)."""
+        if self._spool is not None:
+            self._spool.write(step, {**values, "run/layout": self._layout, "run/attempt": self._attempt})
+
+    def hooks(self, report: Callable[[int, dict[str, Any]], None]) -> Hooks:
+        """What the loop calls."""
+        return Hooks(metrics=report, save=self.save)
+
+    def save(self, step: int) -> None:
+        """Publish a checkpoint and retire surplus ones."""
+        train = self._config.train
+        progress = Progress(
+            step=step,
+            samples=step * train.global_batch,
+            tokens=step * train.tokens_per_step,
+            identity=self._identity,
+            provenance={
+                "layout": self._layout,
+                "precision": train.precision,
+                "config_digest": digest_bytes(self._config.model_dump_json().encode()),
+                "attempt": self._attempt,
+            },
+        )
+        path = save_checkpoint(self._directory.checkpoints, self._engine, progress)
+        log.debug("saved %s", path)
+        if self._engine.mesh.rank == 0:
+            prune_checkpoints(self._directory.checkpoints, self._config.checkpoint.keep)
