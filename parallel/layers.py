@@ -63,6 +63,7 @@ def column_linear(mesh: Mesh, config: Any, inputs: int, parts: dict[str, int]) -
         blocks.append(rows_block(name, features, inputs, mesh.tensor_rank * share, share, local))
         local += share
     annotate(layer.weight, blocks)
+    _mark_sharded(layer.weight, mesh, dim=0)
     return layer
 
 
@@ -73,6 +74,7 @@ def row_linear(mesh: Mesh, config: Any, inputs: int, outputs: int, name: str) ->
     share = inputs // ranks
     box = Rectangle((0, 0), (outputs, share))
     annotate(layer.weight, [Block(name, (outputs, inputs), (0, mesh.tensor_rank * share), box)])
+    _mark_sharded(layer.weight, mesh, dim=1)
     return layer
 
 
@@ -130,6 +132,15 @@ def annotate_vocabulary(weight: nn.Parameter, mesh: Mesh, name: str, vocabulary:
     first = mesh.tensor_rank * share
     count = max(0, min(share, vocabulary - first))
     annotate(weight, [rows_block(name, vocabulary, width, first, count, 0)])
+    _mark_sharded(weight, mesh, dim=0)
+
+
+def _mark_sharded(weight: nn.Parameter, mesh: Mesh, dim: int) -> None:
+    """Tell the engines that tensor ranks hold different parts: their gradient norms count each element once."""
+    if mesh.layout.tensor > 1:
+        weight.tensor_model_parallel = True  # type: ignore[attr-defined]
+        weight.partition_dim = dim  # type: ignore[attr-defined]
+        weight.partition_stride = 1  # type: ignore[attr-defined]
 
 
 def _megatron_column(config: Any, inputs: int, outputs: int) -> nn.Module:

@@ -38,7 +38,7 @@ def _deviation(name: str, shape: ModelShape) -> float:
 def _normal(block: Block, seed: int, deviation: float) -> torch.Tensor:
     """Rows of a logical matrix in draws of fixed size, so that a shard draws only what it overlaps."""
     (first, column), (rows, columns) = block.offset, block.box.size
-    key = xxhash.xxh3_64_intdigest(block.name, seed=seed)
+    key = xxhash.xxh3_64_intdigest(block.name.encode(), seed=seed)
     values = np.empty((rows, columns), dtype=np.float32)
     for draw in range(first // _ROWS_PER_DRAW, -(-(first + rows) // _ROWS_PER_DRAW)):
         generator = np.random.Generator(np.random.Philox(key=np.array([key, draw], dtype=np.uint64)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -71,6 +72,7 @@ class DeepSpeedEngine:
         if mesh.device.type == "cpu":
             # else a shared-memory kernel is compiled at first use: 30-60 s, and a crash without a compiler
             deepspeed.ops.__compatible_ops__ = {}
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also in a single process
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 
     def _config(self, optimizer: AdamWSettings, precision: str) -> dict[str, Any]:
