@@ -86,8 +86,15 @@ def _encode(
 ) -> DatasetManifest:
     dtype = token_dtype(tokenizer.vocabulary)
     writers = {
-        s: ShardWriter(staging, s, dtype, config.batch_tokens, config.shard_tokens, config.compression)
-        for s in SPLITS
+        split: ShardWriter(
+            staging,
+            split,
+            dtype=dtype,
+            batch_tokens=config.batch_tokens,
+            shard_tokens=config.shard_tokens,
+            compression=config.compression,
+        )
+        for split in SPLITS
     }
     tokens = [0] * len(config.sources)
     with (

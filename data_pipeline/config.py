@@ -109,17 +109,18 @@ class DataConfig(Settings):
     mixture: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
 
     def sources(self) -> list[tuple[str, float]]:
-        """Dataset paths with their weights. Raises UserError unless exactly one of `path`, `mixture` is set."""
+        """Dataset paths with weights. Raises UserError unless exactly one of `path`, `mixture` is set."""
         if (self.path is not None) == bool(self.mixture):
             state = "both" if self.mixture else "neither"
             raise UserError(
-                f"data.path and data.mixture: {state} of them set, set exactly one (`lacuna data build` makes a dataset)"
+                f"data.path and data.mixture: {state} of them set, set exactly one "
+                "(`lacuna data build` makes a dataset)"
             )
         if self.path is not None:
             return [(self.path, 1.0)]
         for path, weight in self.mixture.items():
             if not (math.isfinite(weight) and weight > 0):
                 raise UserError(
-                    f"data.mixture: the weight of {path!r} is {weight}, give a positive finite number or leave it out"
+                    f"data.mixture: the weight of {path!r} is {weight}, give a positive finite number"
                 )
         return list(self.mixture.items())

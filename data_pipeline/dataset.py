@@ -1,41 +1,52 @@
 """A dataset as a stream of tokens, and the samples of a run as a pure function of (seed, index)."""
 
 import json
+from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import DataConfig
 from data_pipeline.manifest import DatasetManifest
-from data_pipeline.mixture import Mixture
+from data_pipeline.mixture import BLOCK, Mixture
 from data_pipeline.order import Permutation, derive_key
 from data_pipeline.shards import ShardReader, Tokens
 from data_pipeline.tokenizer import Tokenizer
 from runtime.errors import UserError
-from runtime.files import digest_bytes
+from runtime.files import digest_bytes, digest_file
 
 Split = Literal["train", "validation"]
-_ORDERS_KEPT = 64
+_PLANS_KEPT = 8
+
+
+def open_shards(path: Path, manifest: DatasetManifest, split: Split) -> list[ShardReader]:
+    """Readers of a split's shards; no file is touched yet."""
+    packed = manifest.build.compression != "none"
+    return [
+        ShardReader(path, info, dtype=manifest.dtype, batch_tokens=manifest.batch_tokens, packed=packed)
+        for info in manifest.splits[split].shards
+    ]
 
 
 class TokenDataset:
     """The token stream of one split: all shards one after the other, each document closed by EOS."""
 
     def __init__(self, path: str | Path, split: Split = "train") -> None:
-        """Raises UserError if `path` is not a dataset or has no such split. Shards are opened when first read."""
+        """Raises UserError if `path` is no dataset or has no such split. Opens no shard yet."""
         self.path = Path(path)
         self.manifest = DatasetManifest.load(self.path)
         if split not in self.manifest.splits:
             raise UserError(f"{self.path} has no split {split!r}: it has {', '.join(self.manifest.splits)}")
         info = self.manifest.splits[split]
         self.tokens: int = info.tokens
-        self.shards = [
-            ShardReader(self.path, s, self.manifest.dtype, self.manifest.batch_tokens) for s in info.shards
-        ]
-        self._shard_starts = np.cumsum([0, *(s.tokens for s in info.shards)])
+        self._batch_tokens = self.manifest.batch_tokens
+        self.shards = open_shards(self.path, self.manifest, split)
+        self._shard_starts = [0, *accumulate(s.tokens for s in info.shards)]
 
     @property
     def tokenizer_digest(self) -> str:
@@ -44,12 +55,10 @@ class TokenDataset:
 
     def open_tokenizer(self) -> Tokenizer:
         """The tokenizer in the dataset. Raises UserError if it is not the one that made the shards."""
-        tokenizer = Tokenizer.load(self.path)
-        if tokenizer.digest != self.tokenizer_digest:
-            raise UserError(
-                f"{self.path / self.manifest.tokenizer.file.name} is a tokenizer that is not the shards' own: restore the file"
-            )
-        return tokenizer
+        file = self.path / self.manifest.tokenizer.file.name
+        if file.is_file() and digest_file(file) != self.tokenizer_digest:
+            raise UserError(f"{file} is a tokenizer that is not the shards' own: restore the file")
+        return Tokenizer.load(file)
 
     def windows(self, length: int) -> int:
         """How many windows of `length` tokens the stream holds; a shorter rest is not used."""
@@ -62,9 +71,8 @@ class TokenDataset:
         """
         begin = number * length
         assert 0 <= begin <= self.tokens - length, f"window {number} of {length} tokens is outside the stream"
-        shard = int(self._shard_starts.searchsorted(begin, side="right")) - 1
-        within = begin - int(self._shard_starts[shard])
-        batch, offset = divmod(within, self.manifest.batch_tokens)
+        shard = bisect_right(self._shard_starts, begin) - 1
+        batch, offset = divmod(begin - self._shard_starts[shard], self._batch_tokens)
         first = self.shards[shard].batch(batch)[offset : offset + length]
         return first if first.size == length else self._across(first, shard, batch, length)
 
@@ -79,6 +87,14 @@ class TokenDataset:
         return np.concatenate(parts)
 
 
+class _Plan(NamedTuple):
+    """Where `BLOCK` consecutive samples come from; lists, since they are read one at a time."""
+
+    sources: list[int]
+    epochs: list[int]
+    windows: list[int]
+
+
 class SampleReader:
     """Sample i of a run, for any i >= 0: a pure function of (data, sequence_length, seed, i).
 
@@ -86,7 +102,7 @@ class SampleReader:
     """
 
     def __init__(self, config: DataConfig, sequence_length: int, seed: int, split: Split = "train") -> None:
-        """Raises UserError for a source that is missing, shorter than one sample, or made with another tokenizer."""
+        """Raises UserError for a source that is missing, too short for a sample, or of another tokenizer."""
         assert sequence_length >= 1
         sources = config.sources()
         self.sequence_length = sequence_length
@@ -95,12 +111,12 @@ class SampleReader:
         self._names = [path for path, _ in sources]
         self._windows = [dataset.windows(sequence_length) for dataset in self.datasets]
         self._check(split)
-        self._mixture = Mixture([weight for _, weight in sources], derive_key(seed, "mixture"))
+        weights = [weight for _, weight in sources]
+        self._mixture = Mixture(weights, derive_key(seed, "mixture"))
         self._keys = [derive_key(seed, "order", manifest.digest) for manifest in self.manifests]
-        self._orders: OrderedDict[tuple[int, int], Permutation] = OrderedDict()
-        self.digest = digest_bytes(
-            json.dumps([[m.digest, w] for m, (_, w) in zip(self.manifests, sources, strict=True)]).encode()
-        )
+        self._plans: OrderedDict[int, _Plan] = OrderedDict()
+        identity = [[m.digest, weight] for m, weight in zip(self.manifests, weights, strict=True)]
+        self.digest = digest_bytes(json.dumps(identity).encode())
 
     def _check(self, split: str) -> None:
         first = self.datasets[0]
@@ -118,23 +134,40 @@ class SampleReader:
 
     def locate(self, i: int) -> tuple[str, int, int]:
         """(path of the source, epoch over it, window in it) of sample `i`."""
-        source, epoch, window = self._place(i)
-        return self._names[source], epoch, window
+        plan, position = self._plan_of(i)
+        return self._names[plan.sources[position]], plan.epochs[position], plan.windows[position]
 
-    def _place(self, i: int) -> tuple[int, int, int]:
+    def _plan_of(self, i: int) -> tuple[_Plan, int]:
         assert i >= 0, "samples are counted from 0"
-        source, rank = self._mixture.source_and_rank(i)
-        epoch, position = divmod(rank, self._windows[source])
-        order = self._orders.get((source, epoch))
-        if order is None:
+        block, position = divmod(i, BLOCK)
+        plan = self._plans.get(block)
+        if plan is None:
+            plan = self._plans[block] = self._plan(block)
+            if len(self._plans) > _PLANS_KEPT:
+                self._plans.popitem(last=False)
+        return plan, position
+
+    def _plan(self, block: int) -> _Plan:
+        sources, ranks = self._mixture.block(block)
+        epochs, positions = np.divmod(ranks, np.array(self._windows)[sources])
+        windows = np.empty_like(ranks)
+        for source, epoch in set(zip(sources.tolist(), epochs.tolist(), strict=True)):
+            chosen = (sources == source) & (epochs == epoch)
             order = Permutation(self._windows[source], derive_key(self._keys[source], epoch))
-            self._orders[source, epoch] = order
-            if len(self._orders) > _ORDERS_KEPT:
-                self._orders.popitem(last=False)
-        return source, epoch, order(position)
+            windows[chosen] = order.map(positions[chosen])
+        return _Plan(sources.tolist(), epochs.tolist(), windows.tolist())
 
     def tokens(self, i: int) -> npt.NDArray[np.int64]:
         """Token ids of sample `i`, shape [sequence_length]. Raises UserError naming a damaged shard."""
-        source, _, window = self._place(i)
-        found: npt.NDArray[Any] = self.datasets[source].window(window, self.sequence_length)
-        return found.astype(np.int64)
+        plan, position = self._plan_of(i)
+        dataset = self.datasets[plan.sources[position]]
+        return dataset.window(plan.windows[position], self.sequence_length).astype(np.int64)
+
+    def batch(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Token ids of the samples `indices`, shape [len(indices), sequence_length]."""
+        out = np.empty((len(indices), self.sequence_length), dtype=np.int64)
+        for row, i in enumerate(indices):
+            plan, position = self._plan_of(i)
+            dataset = self.datasets[plan.sources[position]]
+            out[row] = dataset.window(plan.windows[position], self.sequence_length)
+        return out

@@ -17,7 +17,7 @@ class PackageUnavailable(LacunaError):
 
 
 def default_cache() -> Path:
-    """Where packages are kept between builds: `$XDG_CACHE_HOME/lacuna/debian`, by default below `~/.cache`."""
+    """Where packages are kept between builds: `$XDG_CACHE_HOME/lacuna/debian`, else below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lacuna" / "debian"
 
 

@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Loader(Generic[T]):
-    """Iterates `assemble(start) ... assemble(stop - 1)`, at most `depth` of them ready ahead of the consumer.
+    """Iterates `assemble(start) ... assemble(stop - 1)`, up to `depth` of them ready ahead of use.
 
-    One prefetch thread calls `assemble` in order. An exception it raises reaches the consumer in place of that item,
-    after the items before it. The whole state is `position`: a new loader that starts there goes on alike.
+    One prefetch thread calls `assemble` in order. An exception it raises reaches the consumer instead of that
+    item, after the items before it. The whole state is `position`: a loader that starts there goes on alike.
     """
 
     def __init__(self, assemble: Callable[[int], T], start: int, stop: int, depth: int = 2) -> None:
@@ -66,7 +66,7 @@ class Loader(Generic[T]):
         raise error
 
     def close(self) -> None:
-        """End the thread and forget what was ready; waits for an `assemble` under way. May be called again."""
+        """End the thread and forget what was ready; waits for an `assemble` under way. May be repeated."""
         with self._changed:
             self._closed = True
             self._ready.clear()

@@ -29,7 +29,7 @@ class FileInfo(Settings):
 
 
 class ShardInfo(Settings):
-    """One shard: whole documents, cut into record batches of `batch_tokens` (the last one may be shorter)."""
+    """Whole documents, in record batches of `batch_tokens` (the last one may be shorter)."""
 
     tokens: Annotated[int, Field(gt=0)]
     documents: Annotated[int, Field(gt=0)]
@@ -59,7 +59,7 @@ class TokenizerInfo(Settings):
 
 
 class SourceInfo(Settings):
-    """What one source gave. `bytes` are UTF-8 bytes of the documents kept; tokens include one EOS a document."""
+    """What one source gave. `bytes`: UTF-8 of the documents kept; `tokens` include one EOS a document."""
 
     name: str
     licence: str
@@ -94,9 +94,8 @@ class DatasetManifest(Settings):
                 raise ValueError(f"splits.{name}: the counts of its shards do not add up")
             for shard in split.shards:
                 if len(shard.batches) != -(-shard.tokens // self.batch_tokens):
-                    raise ValueError(
-                        f"{shard.file.name}: {len(shard.batches)} batch digests do not cover {shard.tokens} tokens"
-                    )
+                    covered = f"{len(shard.batches)} batch digests do not cover {shard.tokens} tokens"
+                    raise ValueError(f"{shard.file.name}: {covered}")
         return self
 
     @property
@@ -112,7 +111,10 @@ class DatasetManifest(Settings):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read the manifest of the dataset directory `path`. Raises UserError if it is missing, damaged or of another version."""
+        """Read the manifest of the dataset directory `path`.
+
+        Raises UserError if it is missing, damaged or of another version.
+        """
         directory = Path(path)
         file = directory / MANIFEST
         if not file.is_file():
@@ -123,12 +125,13 @@ class DatasetManifest(Settings):
             raise UserError(f"{file} is not a dataset's manifest: rebuild the dataset or restore the file")
         if values.get("version") != VERSION:
             raise UserError(
-                f"{file}: version {values.get('version')!r} is not {VERSION}: rebuild the dataset, or use the Lacuna that made it"
+                f"{file}: version {values.get('version')!r} is not {VERSION}: "
+                "rebuild the dataset, or use the Lacuna that made it"
             )
         stored = values.pop("digest", None)
         if stored != _digest(values):
             raise UserError(
-                f"{file} was edited or damaged (its digest does not fit): rebuild the dataset or restore the file"
+                f"{file} was edited or damaged (its digest does not fit): restore it or rebuild the dataset"
             )
         return cls.parse(values, str(file))
 

@@ -11,7 +11,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _ROUNDS = 8
-_SMALLEST_BITS = 6  # a Feistel network on fewer bits reaches only a few of the n! orders
+_TABLE = 64  # up to here a table: a Feistel network on so few bits reaches only a few of the n! orders
 
 Indices = npt.NDArray[np.int64]
 
@@ -42,12 +42,17 @@ class Permutation:
 
     An unbalanced Feistel network on the smallest power of two that holds n, eight rounds of the SplitMix64
     finaliser (Steele, Lea and Flood 2014), with cycle walking back into range(n) (Black and Rogaway 2002).
+    The smallest ranges are sorted by a mixed key instead.
     """
 
     def __init__(self, n: int, key: int) -> None:
         assert 1 <= n <= 1 << 62, f"a permutation of {n} things"
         self.n = n
-        bits = max((n - 1).bit_length(), _SMALLEST_BITS)
+        self._table: list[int] | None = None
+        if n <= _TABLE:
+            start = _mix(key & _MASK)
+            self._table = sorted(range(n), key=lambda i: _mix((start + (i + 1) * _GOLDEN) & _MASK))
+        bits = (n - 1).bit_length()
         self._low_bits = (bits + 1) // 2
         high_bits = bits - self._low_bits
         # (round key, shift of the mixed half, whether the low half is the one that changes)
@@ -63,6 +68,8 @@ class Permutation:
     def __call__(self, i: int) -> int:
         """Where index `i` goes."""
         assert 0 <= i < self.n, f"index {i} is outside range({self.n})"
+        if self._table is not None:
+            return self._table[i]
         low_bits = self._low_bits
         mask = (1 << low_bits) - 1
         while True:
@@ -82,6 +89,8 @@ class Permutation:
         assert given.size == 0 or (given.min() >= 0 and given.max() < self.n), (
             f"indices outside range({self.n})"
         )
+        if self._table is not None:
+            return np.array(self._table, dtype=np.int64)[given]
         values = self._scramble(given.ravel().astype(np.uint64))
         outside = np.flatnonzero(values >= np.uint64(self.n))
         while outside.size:

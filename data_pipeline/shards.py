@@ -40,6 +40,7 @@ class ShardWriter:
         self,
         directory: Path,
         split: str,
+        *,
         dtype: str,
         batch_tokens: int,
         shard_tokens: int,
@@ -129,22 +130,23 @@ class ShardReader:
     A plain batch is a view of the mapping and kept for good; unpacked lz4 batches are kept for a while.
     """
 
-    def __init__(self, directory: Path, info: ShardInfo, dtype: str, batch_tokens: int) -> None:
+    def __init__(
+        self, directory: Path, info: ShardInfo, *, dtype: str, batch_tokens: int, packed: bool = False
+    ) -> None:
         self.info = info
+        self._views_kept = _UNPACKED_BATCHES_KEPT if packed else len(info.batches)
         self._directory, self._type, self._batch_tokens = directory, _TOKEN_TYPES[dtype], batch_tokens
         self._checked = [False] * len(info.batches)
         self._views: OrderedDict[int, Tokens] = OrderedDict()
         self._reader: Any = None
-        self._mapped_bytes = 0
 
     def batch(self, number: int) -> Tokens:
-        """Tokens of record batch `number`, read-only. Raises UserError naming the shard and batch if it is damaged."""
+        """Tokens of record batch `number`, read-only. Raises UserError naming shard and batch if damaged."""
         view = self._views.get(number)
         if view is None:
             view = self._open(number)
             self._views[number] = view
-            packed = len(self._views) * self._batch_tokens * view.itemsize > self._mapped_bytes + view.nbytes
-            if packed and len(self._views) > _UNPACKED_BATCHES_KEPT:
+            if len(self._views) > self._views_kept:
                 self._views.popitem(last=False)
         return view
 

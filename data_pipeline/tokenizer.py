@@ -44,7 +44,8 @@ class Tokenizer:
         self._byte_ids: list[int] = [self._model.piece_to_id(piece) for piece in byte_pieces]
         if not all(map(self._model.is_byte, self._byte_ids)):
             raise UserError(
-                f"{where} has no byte pieces, so some text would be lost: train one with `lacuna tokenizer train`"
+                f"{where} has no byte pieces, so some text would be lost: "
+                "train one with `lacuna tokenizer train`"
             )
         self._space_ids = [self._byte_ids[value] for value in _SPACE.encode()]
         self.pad_id, self.bos_id, self.eos_id, self.mask_id = (
@@ -74,7 +75,8 @@ class Tokenizer:
         sample = "  a  b \r\n\t\ufb01\u2581\u2028\0 "
         if self.decode(self.encode(sample)) != sample:
             raise UserError(
-                f"{where} changes the text it encodes (normalisation or a dummy prefix): train one with `lacuna tokenizer train`"
+                f"{where} changes the text it encodes (normalisation or a dummy prefix): "
+                "train one with `lacuna tokenizer train`"
             )
 
     def encode(self, text: str) -> list[int]:
@@ -83,7 +85,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """Ids of each text; the result does not depend on `threads`."""
-        # A literal U+2581 would be read as a space, so texts are cut there and its byte pieces put in between.
+        # A literal U+2581 would be read as a space: texts are cut there and its bytes put in between.
         cut = [text.split(_SPACE) for text in texts]
         try:
             encoded: Iterator[list[int]] = iter(
@@ -158,7 +160,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, model: str = "bpe") -
         )
     except RuntimeError as error:
         raise UserError(
-            f"tokenizer.vocabulary: {vocabulary} does not fit the text ({_cause(error)}): change it or give more text"
+            f"tokenizer.vocabulary: {vocabulary} does not fit the text ({_cause(error)}): "
+            "change it or give more text"
         ) from None
     return out.getvalue()
 
@@ -168,7 +171,7 @@ def _cause(error: RuntimeError) -> str:
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines of bounded length. Literal names of special pieces are broken up, so that none is learned as a word."""
+    """Lines of bounded length; literal names of special pieces are broken up, so that none is learned."""
     for text in texts:
         for line in text.split("\n"):
             for part in _LITERAL_SPECIAL.sub(_broken, line).split("\n"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.dataset import TokenDataset
+from data_pipeline.dataset import open_shards
 from data_pipeline.manifest import DatasetManifest, FileInfo
 from data_pipeline.shards import ShardReader
 from data_pipeline.tokenizer import Tokenizer
@@ -42,21 +42,19 @@ def verify_dataset(path: Path, progress: bool = True) -> VerifyReport:
     Raises UserError if its manifest cannot be used; all else is in the report.
     """
     manifest = DatasetManifest.load(path)
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    shards = [shard for split in manifest.splits for shard in open_shards(path, manifest, split)]
     problems: list[str] = []
     with ProgressBar("verify", 1 + len(shards), progress) as bar:
         problems += _tokenizer_problems(path, manifest)
         bar.advance(1)
-        for info in shards:
-            problems += _shard_problems(
-                ShardReader(path, info, manifest.dtype, manifest.batch_tokens), path, manifest
-            )
+        for shard in shards:
+            problems += _shard_problems(shard, path, manifest)
             bar.advance(1, f"{len(problems)} bad files" if problems else "")
     return VerifyReport(
         path=path,
         files=len(manifest.files),
-        tokens=sum(s.tokens for s in shards),
-        documents=sum(s.documents for s in shards),
+        tokens=sum(s.info.tokens for s in shards),
+        documents=sum(s.info.documents for s in shards),
         problems=tuple(problems),
     )
 
@@ -105,7 +103,7 @@ def _shard_problems(shard: ShardReader, path: Path, manifest: DatasetManifest) -
 
 
 def _check_content(shard: ShardReader, file: Path, manifest: DatasetManifest) -> None:
-    """Digests of all batches; ids inside the vocabulary; EOS at the end of every document and nowhere else."""
+    """Digests of all batches; ids inside the vocabulary; EOS at every document's end and nowhere else."""
     eos, begin = manifest.tokenizer.eos_id, 0
     ends, sources = shard.documents()
     borders: list[np.ndarray[Any, np.dtype[np.int64]]] = []
@@ -131,7 +129,7 @@ def dataset_stats(path: Path) -> dict[str, Any]:
     manifest = DatasetManifest.load(path)
     histogram = np.zeros(64, dtype=np.int64)
     for split in manifest.splits:
-        for shard in TokenDataset(path, split).shards:
+        for shard in open_shards(path, manifest, split):
             ends, _ = shard.documents()
             lengths = np.diff(ends, prepend=0)
             histogram += np.bincount(np.frexp(lengths)[1] - 1, minlength=64)
