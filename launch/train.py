@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +51,7 @@ def prepare_run(config: RunConfig, directory: RunDirectory, processes: int) -> i
 
 
 def run_local(config: RunConfig, root: Path, processes: int, until: int | None = None) -> None:
-    """Train in the foreground with `processes` ranks on this machine.
+    """Train in the foreground with `processes` ranks on this machine, shown to MLflow if tracking is enabled.
 
     Raises UserError for the user's mistakes, Requeue if the run was stopped and saved, LacunaError otherwise.
     """
@@ -55,9 +59,39 @@ def run_local(config: RunConfig, root: Path, processes: int, until: int | None =
     check_before_start(config, processes)
     directory = RunDirectory(root)
     attempt = prepare_run(config, directory, processes)
-    code = _start_worker(directory, until) if processes == 1 else _start_workers(directory, processes, until)
+    with _shown_to_mlflow(config, directory):
+        code = _start_worker(directory, until) if processes == 1 else _start_workers(directory, processes, until)
+        record_outcome(directory, code)
     if code:
         raise _failure(directory, attempt, processes, code)
+
+
+@contextmanager
+def _shown_to_mlflow(config: RunConfig, directory: RunDirectory) -> Iterator[None]:
+    if not config.tracking.enabled:
+        yield
+        return
+    from launch.tracking import sync_run, tracking_uri
+    from pretrain.tracking.follow import start_follower
+
+    follower = start_follower(directory.root, tracking_uri(config, directory), config.tracking.experiment)
+    try:
+        yield
+    finally:
+        follower.terminate()
+        follower.wait()
+    try:
+        sync_run(directory)
+    except LacunaError as error:
+        print(f"MLflow does not have all of this run yet: {error}; later: lacuna track sync {directory.root}", file=sys.stderr)
+
+
+def record_outcome(directory: RunDirectory, code: int) -> None:
+    """Note in `run.json` how the attempt ended."""
+    metadata = read_json(directory.metadata)
+    outcome = {0: "finished", Requeue.exit_code: "stopped"}.get(code, "failed")
+    metadata["attempts"][-1] |= {"outcome": outcome, "exit_code": code}
+    write_json(directory.metadata, metadata)
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
@@ -76,8 +110,6 @@ def _start_worker(directory: RunDirectory, until: int | None) -> int:
 
 def _start_workers(directory: RunDirectory, processes: int, until: int | None) -> int:
     """One torchrun agent for this machine; its workers end with a code and a failure file of their own."""
-    import logging
-
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -97,18 +129,12 @@ def _start_workers(directory: RunDirectory, processes: int, until: int | None) -
     )
     arguments = ["-m", "launch.worker", str(directory.root)] + ([] if until is None else [str(until)])
     try:
-        elastic_launch(config, _python())(*arguments)
+        elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode or 1
     except SignalException:
         return Requeue.exit_code
     return 0
-
-
-def _python() -> str:
-    import sys
-
-    return sys.executable
 
 
 def _failure(directory: RunDirectory, attempt: int, processes: int, code: int) -> LacunaError:

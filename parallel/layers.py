@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from parallel.layout import padded_vocabulary
 from parallel.logical import Block, Rectangle, annotate, rows_block, whole_block
 from parallel.mesh import Mesh
 from parallel.vocab_loss import chunked_vocab_loss
@@ -119,11 +120,6 @@ class RMSNorm(nn.Module):
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._epsilon)
         return (wide * scale).to(x.dtype) * self.weight
-
-
-def padded_vocabulary(vocabulary: int, ranks: int) -> int:
-    """The vocabulary rounded up to a multiple of the tensor ranks."""
-    return -(-vocabulary // ranks) * ranks
 
 
 def annotate_vocabulary(weight: nn.Parameter, mesh: Mesh, name: str, vocabulary: int, width: int) -> None:

@@ -65,3 +65,8 @@ def check_divides(key: str, value: int, by_key: str, by: int) -> None:
     if value % by:
         nearest = max(n for n in range(1, by + 1) if value % n == 0)
         raise UserError(f"{by_key}={by} does not divide {key}={value}: set {by_key}={nearest}")
+
+
+def padded_vocabulary(vocabulary: int, ranks: int) -> int:
+    """The vocabulary rounded up to a multiple of the tensor ranks."""
+    return -(-vocabulary // ranks) * ranks

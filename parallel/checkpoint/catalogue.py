@@ -59,11 +59,14 @@ def previous_valid(root: Path, than: Path) -> Path | None:
     return older[-1] if older else None
 
 
-def prune_checkpoints(root: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints, once the newest one is verified. Returns what was removed."""
+def prune_checkpoints(root: Path, keep: int, dry_run: bool = False) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints, once the newest one is verified. Returns what was removed.
+
+    With `dry_run` nothing is removed, only named.
+    """
     paths = sorted(p for p in root.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal())
     surplus = paths[:-keep]
-    if surplus:
+    if surplus and not dry_run:
         verify_checkpoint(paths[-1])
         for path in surplus:
             remove_tree(path)

@@ -1,0 +1,66 @@
+"""Held-out likelihood of a trained model: the masked-diffusion bound or the exact autoregressive one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data_pipeline.dataset import TokenDataset
+from data_pipeline.order import Permutation
+from inference.bits_per_byte import bits_per_byte
+from inference.likelihood import autoregressive_nll, masked_bound
+from inference.trained_model import TrainedModel
+from runtime.errors import UserError
+from runtime.progress import ProgressBar
+
+_ROWS = 32
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Likelihood of held-out windows: bits per byte with its standard error over windows, nats per token.
+
+    `kind` is "upper bound" (masked diffusion, stratified l-form with `draws` draws a window) or "exact".
+    """
+
+    kind: str
+    bits_per_byte: float
+    standard_error: float
+    nats_per_token: float
+    windows: int
+    tokens: int
+    draws: int
+
+
+def evaluate(trained: TrainedModel, windows: int, draws: int, seed: int = 0, show_progress: bool = True) -> HeldOut:
+    """Score `windows` windows of the validation split, the same ones for every model on the same data.
+
+    Raises UserError if the data has no validation split.
+    """
+    length = trained.config.train.sequence_length
+    dataset = TokenDataset(trained.config.data.sources()[0][0], "validation")
+    available = dataset.windows(length)
+    if not available:
+        raise UserError(f"{dataset.path}: its validation split has no window of {length} tokens: build with a larger validation")
+    count = min(windows, available)
+    order = Permutation(available, key=seed)
+    tokens = torch.from_numpy(np.stack([dataset.window(order(i), length).astype(np.int64) for i in range(count)]))
+    sizes = torch.from_numpy(trained.tokenizer.byte_lengths())[tokens].sum(1)
+    masked = trained.config.objective.kind == "masked"
+    nats: list[torch.Tensor] = []
+    with ProgressBar("evaluate", count, visible=show_progress) as bar:
+        for start in range(0, count, _ROWS):
+            rows = tokens[start : start + _ROWS].to(trained.device)
+            nats.append(_score(trained, rows, draws, seed, start) if masked else autoregressive_nll(trained.predict, rows, trained.tokenizer.bos_id, _ROWS))
+            bar.advance(len(rows))
+    total = torch.cat(nats).cpu()
+    value, error = bits_per_byte(total, sizes)
+    kind = "upper bound" if masked else "exact"
+    return HeldOut(kind, value, error, float(total.mean()) / length, count, count * length, draws if masked else 1)
+
+
+def _score(trained: TrainedModel, rows: torch.Tensor, draws: int, seed: int, first: int) -> torch.Tensor:
+    bound = masked_bound(trained.predict, rows, trained.tokenizer.mask_id, draws, seed, first_index=first, batch_rows=_ROWS)
+    return bound.nats

@@ -1,0 +1,1 @@
+"""Command groups of `lacuna`, one file a noun. Everything heavy is imported inside the commands."""

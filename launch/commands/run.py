@@ -1,0 +1,80 @@
+"""`lacuna train`, `plan`, `demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.commands.output import DryRun, Json, Overrides, human, print_json, print_table
+
+Recipe = Annotated[str, typer.Argument(help="A shipped recipe or the path of a YAML file.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command()(train)
+    app.command()(plan)
+    app.command()(demo)
+
+
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(min=1, help="Local worker processes.")] = 1,
+    run: Annotated[Path | None, typer.Option(help="Run directory; the same one again continues the run.")] = None,
+    until: Annotated[int | None, typer.Option(min=1, help="Stop after this step with a checkpoint.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Train in the foreground. The same --run again continues it, under any layout and engine."""
+    from launch.recipe import load_recipe
+    from launch.train import check_before_start, resolve_paths, run_local
+    from pretrain.plan import plan as make_plan
+
+    config = load_recipe(recipe, overrides or [])
+    directory = run or Path("runs") / config.name
+    if dry_run:
+        check_before_start(resolve_paths(config), processes)
+        summary = {"run": str(directory), "layout": config.parallel.describe(processes), **make_plan(config, processes)}
+        print_json(summary) if json else _print_plan(summary)
+        return
+    run_local(config, directory, processes, until)
+    if json:
+        print_json({"run": str(directory), "metrics": str(directory / "metrics.jsonl")})
+
+
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Ranks to plan for.")] = None,
+    json: Json = False,
+) -> None:
+    """Parameters, FLOPs, memory per rank and valid layouts of a recipe; starts nothing."""
+    from launch.recipe import load_recipe
+    from pretrain.plan import plan as make_plan
+
+    result = make_plan(load_recipe(recipe, overrides or []), gpus)
+    print_json(result) if json else _print_plan(result)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is put.")] = Path("runs/demo"),
+) -> None:
+    """The main job: real text to a trained, resumed, evaluated and sampled model, in minutes on two cores."""
+    from launch.demo import run_demo
+
+    run_demo(out)
+
+
+def _print_plan(result: dict) -> None:  # type: ignore[type-arg]
+    flops, memory = result["flops"], result["memory"]["per_rank"]
+    rows = [
+        ("parameters", f"{result['parameters']['total']:,} ({result['parameters']['non_embedding']:,} without embeddings)"),
+        ("run", f"{result['steps']:,} steps, {human(result['tokens'])} tokens"),
+        ("FLOPs per token", f"{human(flops['per_token_exact'])} exact (head everywhere), {human(flops['per_token_computed'])} computed, {human(flops['per_token_6nd'])} by 6ND"),
+        ("FLOPs in all", f"{flops['total_exact']:.3g} exact, {flops['total_computed']:.3g} computed, {flops['total_6nd']:.3g} by 6ND"),
+        (f"memory, {result['world']} ranks", ", ".join(f"{k} {human(v, 'B')}" for k, v in memory.items())),
+    ]
+    print_table((result["name"], ""), rows)
+    layouts = [(row["layout"], human(row["memory_bytes"], "B")) for row in result["layouts"]]
+    print_table(("layout", "per rank"), layouts)

@@ -1,0 +1,25 @@
+"""Shows a run to MLflow from the command line."""
+
+from __future__ import annotations
+
+from pretrain.config import RunConfig
+from pretrain.run_directory import RunDirectory
+from pretrain.tracking.mlflow import ForwardReport, forward
+from runtime.files import read_json
+from runtime.settings import read_yaml
+
+_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+def tracking_uri(config: RunConfig, directory: RunDirectory) -> str:
+    """The configured MLflow URI, else a sqlite file beside the run directory."""
+    return config.tracking.uri or f"sqlite:///{directory.root.absolute().parent / 'mlflow.db'}"
+
+
+def sync_run(directory: RunDirectory, uri: str | None = None) -> ForwardReport:
+    """Send MLflow what it lacks of a run, its files, and its status if the last attempt has ended."""
+    config = RunConfig.parse(read_yaml(directory.config), str(directory.config))
+    attempts = read_json(directory.metadata)["attempts"]
+    outcome = attempts[-1].get("outcome") if attempts else None
+    status = _STATUS.get(outcome) if outcome else None
+    return forward(directory.root, uri or tracking_uri(config, directory), config.tracking.experiment, finished=status)
