@@ -14,7 +14,7 @@ from data_pipeline.dedup import fraction_of
 from data_pipeline.manifest import SPLITS, TOKENIZER, DatasetManifest, SplitInfo, TokenizerInfo
 from data_pipeline.shards import ShardWriter, describe_file, token_dtype
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 from runtime.files import publish_directory, remove_tree, write_atomic
 from runtime.progress import ProgressBar
 
@@ -31,16 +31,25 @@ def build_dataset(
     """
     if out.exists():
         raise UserError(f"{out} exists already: move it away or choose another --out")
-    with _staging_beside(out) as staging:
-        workspace = staging / _WORKSPACE
-        workspace.mkdir()
-        collection = collect(config, workspace, cache or default_cache(), show_progress)
-        tokenizer = _tokenizer(config, collection, show_progress)
-        write_atomic(staging / TOKENIZER, tokenizer.model)
-        manifest = _encode(config, collection, tokenizer, staging, show_progress)
-        manifest.save(staging)
-        shutil.rmtree(workspace)
-        publish_directory(staging, out)
+    try:
+        with _staging_beside(out) as staging:
+            manifest = _build(config, staging, cache or default_cache(), show_progress)
+            publish_directory(staging, out)
+    except OSError as error:
+        reason = f"{out} could not be built ({one_line(error)})"
+        raise UserError(f"{reason}: nothing was published, mend that and build again") from None
+    return manifest
+
+
+def _build(config: BuildConfig, staging: Path, cache: Path, show_progress: bool) -> DatasetManifest:
+    workspace = staging / _WORKSPACE
+    workspace.mkdir()
+    collection = collect(config, workspace, cache, show_progress)
+    tokenizer = _tokenizer(config, collection, show_progress)
+    write_atomic(staging / TOKENIZER, tokenizer.model)
+    manifest = _encode(config, collection, tokenizer, staging, show_progress)
+    manifest.save(staging)
+    shutil.rmtree(workspace)
     return manifest
 
 
@@ -104,7 +113,7 @@ def _encode(
     ):
         for chunk in collection.chunks():
             encoded = tokenizer.encode_batch(
-                [document.text for document in chunk], threads=os.cpu_count() or 1
+                [document.text for document in chunk], threads=len(os.sched_getaffinity(0))
             )
             for document, ids in zip(chunk, encoded, strict=True):
                 ids.append(tokenizer.eos_id)

@@ -98,7 +98,8 @@ class _Plan(NamedTuple):
 class SampleReader:
     """Sample i of a run, for any i >= 0: a pure function of (data, sequence_length, seed, i).
 
-    Every epoch over a source visits each of its windows once, in an order of its own.
+    Every epoch over a source visits each of its windows once, in an order of its own. `digest` identifies the
+    token streams and weights: with equal digest, length, seed and split, all samples are equal.
     """
 
     def __init__(self, config: DataConfig, sequence_length: int, seed: int, split: Split = "train") -> None:
@@ -113,9 +114,9 @@ class SampleReader:
         self._check(split)
         weights = [weight for _, weight in sources]
         self._mixture = Mixture(weights, derive_key(seed, "mixture"))
-        self._keys = [derive_key(seed, "order", manifest.digest) for manifest in self.manifests]
+        self._keys = [derive_key(seed, "order", manifest.stream_digest) for manifest in self.manifests]
         self._plans: OrderedDict[int, _Plan] = OrderedDict()
-        identity = [[m.digest, weight] for m, weight in zip(self.manifests, weights, strict=True)]
+        identity = [[m.stream_digest, weight] for m, weight in zip(self.manifests, weights, strict=True)]
         self.digest = digest_bytes(json.dumps(identity).encode())
 
     def _check(self, split: str) -> None:

@@ -53,7 +53,7 @@ class Loader(Generic[T]):
             raise StopIteration
         begin = time.perf_counter()
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._error is not None)
+            self._changed.wait_for(lambda: self._ready or self._error is not None or self._closed)
             self.wait_seconds = time.perf_counter() - begin
             if self._ready:
                 self.position += 1
@@ -62,8 +62,7 @@ class Loader(Generic[T]):
                 return item
             error = self._error
         self.close()
-        assert error is not None
-        raise error
+        raise StopIteration if error is None else error
 
     def close(self) -> None:
         """End the thread and forget what was ready; waits for an `assemble` under way. May be repeated."""

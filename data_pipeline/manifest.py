@@ -104,6 +104,12 @@ class DatasetManifest(Settings):
         return _digest(self.model_dump(mode="json"))
 
     @property
+    def stream_digest(self) -> str:
+        """Identifies tokenizer and token streams alone: not changed by compression, licences or paths."""
+        streams = {name: [shard.batches for shard in split.shards] for name, split in self.splits.items()}
+        return _digest([self.tokenizer.file.digest, streams])
+
+    @property
     def files(self) -> list[FileInfo]:
         """Every file of the dataset but the manifest itself."""
         shards = [shard for split in self.splits.values() for shard in split.shards]

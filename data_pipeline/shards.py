@@ -160,7 +160,7 @@ class ShardReader:
             if column.type != self._type or len(column) != self._length(number):
                 raise pa.ArrowInvalid(f"{len(column)} values of {column.type}")
             view: Tokens = column.to_numpy(zero_copy_only=True)
-        except (pa.ArrowException, OSError, IndexError) as error:
+        except (pa.ArrowException, OSError, IndexError, ValueError) as error:
             raise UserError(
                 f"{path}: record batch {number} cannot be read ({one_line(error)}): {_MEND}"
             ) from None

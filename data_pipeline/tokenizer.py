@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,8 @@ class Tokenizer:
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(model)
-        except RuntimeError as error:
+            self._bytes_of = self._piece_bytes()
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{where} is not a SentencePiece model ({one_line(error)}): rebuild or restore it"
             ) from None
@@ -91,8 +91,8 @@ class Tokenizer:
             encoded: Iterator[list[int]] = iter(
                 self._model.encode([part for parts in cut for part in parts], num_threads=threads)
             )
-        except UnicodeEncodeError as error:
-            raise UserError(f"text holds a lone surrogate ({one_line(error)}): give valid Unicode") from None
+        except TypeError:  # SentencePiece's word for a str that has no UTF-8
+            raise UserError("the text holds a lone surrogate, which is no character: leave it out") from None
         results = []
         for parts in cut:
             ids = list(next(encoded))
@@ -104,18 +104,16 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Control ids give nothing; a character cut in two gives U+FFFD."""
-        table = self._bytes_of
-        return b"".join([table[i] for i in ids]).decode(errors="replace")
+        return b"".join([self._bytes_of[i] for i in ids]).decode(errors="replace")
 
     def piece(self, number: int) -> str:
         """The vocabulary's own name of an id, as in `<mask>`, `<0x0A>` or `▁the`."""
         name: str = self._model.id_to_piece(int(number))
         return name
 
-    @cached_property
-    def _bytes_of(self) -> list[bytes]:
+    def _piece_bytes(self) -> list[bytes]:
         model, table = self._model, []
-        for number in range(self.vocabulary):
+        for number in range(model.vocab_size()):
             if model.is_control(number) or model.is_unknown(number):
                 table.append(b"")
             elif model.is_byte(number):

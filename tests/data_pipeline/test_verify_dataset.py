@@ -1,0 +1,221 @@
+"""Damage is found, named and never trained on."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from data_pipeline.build import build_dataset
+from data_pipeline.config import BuildConfig, DataConfig
+from data_pipeline.dataset import SampleReader, TokenDataset
+from data_pipeline.manifest import DatasetManifest
+from data_pipeline.shards import ShardReader, ShardWriter, token_dtype
+from data_pipeline.verify import dataset_stats, verify_dataset
+from runtime.errors import UserError
+
+
+def flip(file: Path, source: Random) -> None:
+    data = bytearray(file.read_bytes())
+    data[source.randrange(len(data))] ^= 1 << source.randrange(8)
+    file.write_bytes(data)
+
+
+def first_problem(dataset: TokenDataset, truth: list[np.ndarray]) -> str:
+    """Read every window; what the reader refuses with, or nothing if all tokens are as they were."""
+    try:
+        for window, tokens in enumerate(truth):
+            assert np.array_equal(dataset.window(window, 100), tokens)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_good_dataset(built: Path) -> None:
+    report = verify_dataset(built, progress=False)
+    manifest = DatasetManifest.load(built)
+    assert report.ok
+    assert report.documents == 404
+    assert report.tokens == manifest.sources[0].tokens
+    assert report.files == len(manifest.files)
+    report.require_ok()
+
+
+def test_fifty_bit_flips_are_all_named(built: Path, tmp_path: Path) -> None:
+    source, files = Random(1), [file.name for file in DatasetManifest.load(built).files]
+    for trial in range(50):
+        copy = shutil.copytree(built, tmp_path / str(trial))
+        victim = source.choice(files)
+        flip(copy / victim, source)
+        report = verify_dataset(copy, progress=False)
+        assert len(report.problems) == 1
+        assert str(copy / victim) in report.problems[0]
+        with pytest.raises(UserError, match="1 of"):
+            report.require_ok()
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_a_reader_meets_no_flipped_token(
+    build_config: Callable[..., BuildConfig], tmp_path: Path, compression: str
+) -> None:
+    """Any flip anywhere in a shard is refused with the file's name, or harmless to the tokens."""
+    build_dataset(build_config(compression=compression), tmp_path / "good", show_progress=False)
+    good = TokenDataset(tmp_path / "good")
+    truth = [good.window(w, 100).copy() for w in range(good.windows(100))]
+    source, refused = Random(2), 0
+    for trial in range(100):
+        copy = shutil.copytree(tmp_path / "good", tmp_path / str(trial))
+        victim = source.choice(sorted(copy.glob("train-*[0-9].arrow")))
+        flip(victim, source)
+        problem = first_problem(TokenDataset(copy), truth)
+        if problem:
+            refused += 1
+            assert str(victim) in problem
+            assert "record batch" in problem
+    assert refused > 50
+
+
+def test_all_bad_files_are_named(dataset: Path) -> None:
+    (dataset / "train-00000.arrow").unlink()
+    os.truncate(dataset / "train-00001.arrow", 100)
+    flip(dataset / "tokenizer.model", Random(0))
+    (dataset / "train-00002.documents.arrow").write_bytes(b"")
+    report = verify_dataset(dataset, progress=False)
+    assert len(report.problems) == 4
+    for name in (
+        "train-00000.arrow cannot be read",
+        "train-00001.arrow is 100 bytes long",
+        "tokenizer.model is damaged",
+        "train-00002.documents.arrow is 0 bytes",
+    ):
+        assert any(name in problem for problem in report.problems), name
+
+
+def test_missing_and_truncated_shards_are_named_when_read(dataset: Path) -> None:
+    (dataset / "train-00000.arrow").unlink()
+    os.truncate(dataset / "train-00001.arrow", 100)
+    tokens = TokenDataset(dataset)
+    first = tokens.manifest.splits["train"].shards[0].tokens
+    with pytest.raises(UserError, match=r"train-00000\.arrow cannot be read"):
+        tokens.window(0, 16)
+    with pytest.raises(UserError, match=r"train-00001\.arrow is 100 bytes long, not"):
+        tokens.window(first + 1, 1)
+    reader = SampleReader(DataConfig(path=str(dataset)), 16, 0)
+    with pytest.raises(UserError, match=r"train-0000[01]\.arrow"):
+        reader.batch(range(tokens.windows(16)))
+
+
+def test_swapped_shards_are_found(dataset: Path) -> None:
+    """Both files are whole, only not where they belong."""
+    a, b, aside = (dataset / name for name in ("train-00000.arrow", "train-00001.arrow", "aside"))
+    a.rename(aside)
+    b.rename(a)
+    aside.rename(b)
+    assert len(verify_dataset(dataset, progress=False).problems) == 2
+
+
+def test_a_manifest_that_was_edited(dataset: Path) -> None:
+    file = dataset / "manifest.json"
+    text = file.read_text()
+    for broken, message in (
+        (text.replace('"CC0"', '"CC1"'), "edited or damaged"),
+        (text[: len(text) // 2], "cannot be read as JSON"),
+        ("", "cannot be read as JSON"),
+        ("[]", "is not a dataset's manifest"),
+        (text.replace('"version": 1', '"version": 9'), "version 9 is not 1"),
+        ("\ufeff{}", "cannot be read as JSON"),
+    ):
+        file.write_text(broken)
+        with pytest.raises(UserError, match=message) as caught:
+            DatasetManifest.load(dataset)
+        assert "manifest.json" in str(caught.value)
+    file.unlink()
+    with pytest.raises(UserError, match="it has no manifest"):
+        DatasetManifest.load(dataset)
+
+
+def test_every_flip_in_a_manifest_is_refused(dataset: Path) -> None:
+    file, source = dataset / "manifest.json", Random(5)
+    good = file.read_bytes()
+    for _ in range(100):
+        flip(file, source)
+        try:
+            assert json.loads(file.read_bytes()) == json.loads(good)  # a blank turned into another blank
+        except (ValueError, AssertionError):
+            with pytest.raises(UserError):
+                DatasetManifest.load(dataset)
+        file.write_bytes(good)
+
+
+@pytest.mark.parametrize("name", ["../secret.arrow", "/etc/passwd", "a/b.arrow", "..", ".hidden", "a\nb"])
+def test_a_manifest_cannot_point_outside(built: Path, name: str) -> None:
+    values = DatasetManifest.load(built).model_dump(mode="json")
+    values["splits"]["train"]["shards"][0]["file"]["name"] = name
+    with pytest.raises(UserError, match=r"file\.name"):
+        DatasetManifest.parse(values, "manifest.json")
+
+
+def test_counts_must_add_up(built: Path) -> None:
+    for change in ({"tokens": 1}, {"documents": 1}):
+        values = DatasetManifest.load(built).model_dump(mode="json")
+        values["splits"]["train"].update(change)
+        with pytest.raises(UserError, match="do not add up"):
+            DatasetManifest.parse(values, "manifest.json")
+    values = DatasetManifest.load(built).model_dump(mode="json")
+    values["splits"]["train"]["shards"][0]["batches"].pop()
+    with pytest.raises(UserError, match="do not cover"):
+        DatasetManifest.parse(values, "manifest.json")
+
+
+def test_stats(built: Path) -> None:
+    stats = dataset_stats(built)
+    assert json.loads(json.dumps(stats))
+    assert sum(stats["document_lengths"].values()) == stats["documents"] == 404
+    assert stats["splits"]["train"]["tokens"] + stats["splits"]["validation"]["tokens"] == stats["tokens"]
+    lengths = np.concatenate(
+        [
+            np.diff(s.documents()[0], prepend=0)
+            for x in ("train", "validation")
+            for s in TokenDataset(built, x).shards
+        ]
+    )
+    assert stats["document_lengths"] == {
+        2**p: c for p in range(64) if (c := int(np.sum((lengths >= 2**p) & (lengths < 2 ** (p + 1)))))
+    }
+    assert stats["bytes_per_token"] == stats["sources"]["words"]["bytes"] / (stats["tokens"] - 404)
+
+
+@pytest.mark.parametrize(("dtype", "top"), [("uint16", 65535), ("uint32", 126_463)])
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_shards_give_back_any_ids(tmp_path: Path, dtype: str, top: int, compression: str) -> None:
+    source = np.random.default_rng(0)
+    parts = [source.integers(0, top, size, endpoint=True) for size in (1, 99, 100, 101, 350, 1, 7)]
+    with ShardWriter(
+        tmp_path, "train", dtype=dtype, batch_tokens=100, shard_tokens=300, compression=compression
+    ) as writer:
+        for number, part in enumerate(parts):
+            writer.add(part, number)
+    assert [shard.tokens for shard in writer.shards] == [301, 350, 8]
+    read, documents = [], []
+    for info in writer.shards:
+        reader = ShardReader(tmp_path, info, dtype=dtype, batch_tokens=100, packed=compression == "lz4")
+        read += [reader.batch(b) for b in range(len(info.batches))]
+        documents.append(reader.documents())
+        assert reader.batch(0) is reader.batch(0)
+    assert read[0].dtype == dtype
+    assert np.array_equal(np.concatenate(read), np.concatenate(parts))
+    assert [ends.tolist() for ends, _ in documents] == [[1, 100, 200, 301], [350], [1, 8]]
+    assert [sources.tolist() for _, sources in documents] == [[0, 1, 2, 3], [4], [5, 6]]
+
+
+def test_the_smallest_type_that_fits() -> None:
+    assert [token_dtype(v) for v in (300, 65_536, 65_537, 126_464)] == [
+        "uint16",
+        "uint16",
+        "uint32",
+        "uint32",
+    ]
