@@ -37,7 +37,7 @@ def fetch_package(package: str, cache: Path) -> Path:
 
 def unpack_package(deb: Path, directory: Path) -> None:
     """Unpack `deb` below `directory`. Raises PackageUnavailable."""
-    _run(["dpkg-deb", "-x", str(deb.resolve()), str(directory)], directory)
+    _run(["dpkg-deb", "-x", str(deb.resolve()), "."], directory)
 
 
 def _run(command: list[str], directory: Path) -> None:

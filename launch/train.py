@@ -115,8 +115,6 @@ def _start_workers(directory: RunDirectory, processes: int, until: int | None) -
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -129,12 +127,27 @@ def _start_workers(directory: RunDirectory, processes: int, until: int | None) -
     )
     arguments = ["-m", "launch.worker", str(directory.root)] + ([] if until is None else [str(until)])
     try:
-        elastic_launch(config, sys.executable)(*arguments)
+        with _threads_per_process(processes):
+            elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode or 1
     except SignalException:
         return Requeue.exit_code
     return 0
+
+
+@contextmanager
+def _threads_per_process(processes: int) -> Iterator[None]:
+    """Share the cores among the workers, unless the user has said otherwise."""
+    name = "OMP_NUM_THREADS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _failure(directory: RunDirectory, attempt: int, processes: int, code: int) -> LacunaError:

@@ -13,7 +13,7 @@ from pretrain.run_directory import RunDirectory
 from runtime.environment import RankInfo
 from runtime.errors import LacunaError, Requeue, UserError, one_line
 from runtime.files import read_json, write_json
-from runtime.logs import configure_logs, log
+from runtime.logs import capture_warnings, configure_logs, log
 from runtime.progress import ProgressBar
 from runtime.settings import read_yaml
 from runtime.signals import StopRequest
@@ -26,6 +26,7 @@ def main(run: str, until: int | None) -> int:
     directory, rank = RunDirectory(Path(run)), RankInfo.from_environment()
     attempt = current_attempt(directory)
     configure_logs(rank, directory.logs(attempt))
+    capture_warnings()
     faulthandler.enable()
     try:
         _train(directory, rank, attempt, until)

@@ -44,3 +44,11 @@ def configure_logs(rank: RankInfo, directory: Path | None = None) -> None:
         file.setFormatter(_JsonLines(rank.rank))
         log.addHandler(file)
     log.debug("rank %d of %d starts at %s", rank.rank, rank.world, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+
+def capture_warnings() -> None:
+    """Send Python warnings (the engines give many) to the rank's log file instead of the console."""
+    logging.captureWarnings(True)
+    warnings = logging.getLogger("py.warnings")
+    warnings.handlers = [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]
+    warnings.propagate = False

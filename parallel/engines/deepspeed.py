@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -27,6 +25,12 @@ from parallel.engines.base import (
 from parallel.engines.settings import AdamWSettings
 from parallel.logical import logical_shapes
 from parallel.mesh import Mesh
+
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for one and prints a warning
+import deepspeed
+import deepspeed.ops
 
 
 class _ModelParallelUnit:

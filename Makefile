@@ -1,0 +1,55 @@
+# The commands of the project. A fresh machine needs git, make and Python 3.11 or 3.12, and no root.
+# TORCH_INDEX names the index of CPU builds, used only where pip's own sources have none.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info[:2] < (3, 13)))' 2>/dev/null && { echo $$p; break; }; done)
+TORCH := 2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: pretrain test lint bench prove clean
+
+## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
+pretrain: .venv/installed
+	$(BIN)/lacuna demo --out runs/demo
+
+## Everything that checks the project
+test: .venv/installed-test lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+## Speed against this machine's own limits, in one run; see docs/benchmarks.md
+bench: .venv/installed
+	$(BIN)/python -m bench.run
+
+## The longer proofs, with reports under docs/
+prove: .venv/installed-test
+	$(BIN)/python -m pytest tests/prove
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/torch:
+	@test -n "$(PYTHON)" || { echo "lacuna needs Python 3.11 or 3.12 on the PATH (or PYTHON=/path/to/python)"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
+		echo "installing torch $(TORCH) with CUDA"; $(PIP) install "torch===$(TORCH)"; \
+	else \
+		echo "installing torch $(TORCH) for the CPU"; \
+		$(PIP) install "torch==$(TORCH)+cpu" 2>/dev/null \
+		|| $(PIP) install --extra-index-url $(TORCH_INDEX) "torch==$(TORCH)+cpu" 2>/dev/null \
+		|| { echo "no CPU build of torch for this Python was found: taking the default build, which is large"; $(PIP) install "torch==$(TORCH)"; }; \
+	fi
+	@touch $@
+
+.venv/installed: .venv/torch pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) install -c constraints.txt -e ".[test]"
+	@touch $@
