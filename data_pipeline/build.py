@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.collect import Collection, collect
-from data_pipeline.config import BuildConfig, TrainTokenizer
+from data_pipeline.config import BuildConfig, ExistingTokenizer, TrainTokenizer
 from data_pipeline.debian import default_cache
 from data_pipeline.dedup import fraction_of
-from data_pipeline.manifest import SPLITS, TOKENIZER, DatasetManifest, SplitInfo, TokenizerInfo
-from data_pipeline.shards import ShardWriter, describe_file, token_dtype
+from data_pipeline.manifest import TOKENIZER, DatasetManifest, SplitInfo
+from data_pipeline.shards import ShardForm, ShardWriter, describe_file, token_dtype
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from runtime.errors import UserError, one_line
 from runtime.files import publish_directory, remove_tree, write_atomic
@@ -44,8 +44,10 @@ def build_dataset(
 def _build(config: BuildConfig, staging: Path, cache: Path, show_progress: bool) -> DatasetManifest:
     workspace = staging / _WORKSPACE
     workspace.mkdir()
+    settings = config.tokenizer
+    given = Tokenizer.load(settings.path) if isinstance(settings, ExistingTokenizer) else None
     collection = collect(config, workspace, cache, show_progress)
-    tokenizer = _tokenizer(config, collection, show_progress)
+    tokenizer = given or _train(config, collection, show_progress)
     write_atomic(staging / TOKENIZER, tokenizer.model)
     manifest = _encode(config, collection, tokenizer, staging, show_progress)
     manifest.save(staging)
@@ -74,11 +76,10 @@ def _staging_beside(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _tokenizer(config: BuildConfig, collection: Collection, show_progress: bool) -> Tokenizer:
+def _train(config: BuildConfig, collection: Collection, show_progress: bool) -> Tokenizer:
     settings = config.tokenizer
-    if not isinstance(settings, TrainTokenizer):
-        return Tokenizer.load(settings.path)
-    share = settings.sample_bytes / max(1, collection.train_bytes)
+    assert isinstance(settings, TrainTokenizer)
+    share = settings.sample_bytes / collection.train_bytes
 
     def sample() -> Iterator[str]:
         for document in collection.documents():
@@ -93,52 +94,38 @@ def _tokenizer(config: BuildConfig, collection: Collection, show_progress: bool)
 def _encode(
     config: BuildConfig, collection: Collection, tokenizer: Tokenizer, staging: Path, show_progress: bool
 ) -> DatasetManifest:
-    dtype = token_dtype(tokenizer.vocabulary)
-    writers = {
-        split: ShardWriter(
-            staging,
-            split,
-            dtype=dtype,
-            batch_tokens=config.batch_tokens,
-            shard_tokens=config.shard_tokens,
-            compression=config.compression,
-        )
-        for split in SPLITS
-    }
+    """Write the shards of both splits, and say what was written."""
+    form = ShardForm(
+        token_dtype(tokenizer.vocabulary), config.batch_tokens, config.shard_tokens, config.compression
+    )
     tokens = [0] * len(config.sources)
     with (
         ProgressBar("encode", collection.count, show_progress) as bar,
-        writers["train"],
-        writers["validation"],
+        ShardWriter(staging, "train", form) as train,
+        ShardWriter(staging, "validation", form) as validation,
     ):
         for chunk in collection.chunks():
-            encoded = tokenizer.encode_batch(
-                [document.text for document in chunk], threads=len(os.sched_getaffinity(0))
-            )
+            texts = [document.text for document in chunk]
+            encoded = tokenizer.encode_batch(texts, threads=len(os.sched_getaffinity(0)))
             for document, ids in zip(chunk, encoded, strict=True):
                 ids.append(tokenizer.eos_id)
-                writers[document.split].add(ids, document.source)
+                (train if document.split == "train" else validation).add(ids, document.source)
                 tokens[document.source] += len(ids)
             bar.advance(len(chunk), f"{sum(tokens):,} tokens")
-    splits = {}
-    for split, writer in writers.items():
-        total, documents = (sum(s.tokens for s in writer.shards), sum(s.documents for s in writer.shards))
-        splits[split] = SplitInfo(tokens=total, documents=documents, shards=writer.shards)
+    sources = zip(collection.sources, tokens, strict=True)
     return DatasetManifest(
-        dtype=dtype,
-        batch_tokens=config.batch_tokens,
-        tokenizer=TokenizerInfo(
-            file=describe_file(staging / TOKENIZER),
-            vocabulary=tokenizer.vocabulary,
-            pad_id=tokenizer.pad_id,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-            mask_id=tokenizer.mask_id,
-        ),
-        sources=[
-            info.model_copy(update={"tokens": count})
-            for info, count in zip(collection.sources, tokens, strict=True)
-        ],
-        splits=splits,
+        dtype=form.dtype,
+        batch_tokens=form.batch_tokens,
+        tokenizer=tokenizer.info(describe_file(staging / TOKENIZER)),
+        sources=[info.model_copy(update={"tokens": count}) for info, count in sources],
+        splits={"train": _split(train), "validation": _split(validation)},
         build=config,
+    )
+
+
+def _split(writer: ShardWriter) -> SplitInfo:
+    return SplitInfo(
+        tokens=sum(shard.tokens for shard in writer.shards),
+        documents=sum(shard.documents for shard in writer.shards),
+        shards=writer.shards,
     )

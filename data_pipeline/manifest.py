@@ -13,7 +13,6 @@ from runtime.settings import Settings
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
-SPLITS = ("train", "validation")
 VERSION = 1
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]

@@ -1,6 +1,7 @@
 """Arrow IPC files of token ids: one flat column, cut into record batches whose digests the manifest keeps."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -33,24 +34,26 @@ def describe_file(path: Path) -> FileInfo:
     return FileInfo(name=path.name, bytes=path.stat().st_size, digest=digest_file(path))
 
 
+@dataclass(frozen=True)
+class ShardForm:
+    """How shards are cut and packed; lengths in tokens."""
+
+    dtype: Literal["uint16", "uint32"]
+    batch_tokens: int
+    shard_tokens: int
+    compression: Literal["none", "lz4"] = "none"
+
+
 class ShardWriter:
     """Writes the token stream of one split as shards of whole documents, each of about `shard_tokens`."""
 
-    def __init__(
-        self,
-        directory: Path,
-        split: str,
-        *,
-        dtype: str,
-        batch_tokens: int,
-        shard_tokens: int,
-        compression: str = "none",
-    ) -> None:
+    def __init__(self, directory: Path, split: str, form: ShardForm) -> None:
         self.shards: list[ShardInfo] = []
-        self._directory, self._split, self._shard_tokens = directory, split, shard_tokens
-        self._schema = pa.schema([pa.field("tokens", _TOKEN_TYPES[dtype], nullable=False)])
-        self._options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
-        self._buffer: Tokens = np.empty(batch_tokens, dtype=dtype)
+        self._directory, self._split, self._shard_tokens = directory, split, form.shard_tokens
+        self._schema = pa.schema([pa.field("tokens", _TOKEN_TYPES[form.dtype], nullable=False)])
+        codec = None if form.compression == "none" else form.compression
+        self._options = pa.ipc.IpcWriteOptions(compression=codec)
+        self._buffer: Tokens = np.empty(form.batch_tokens, dtype=form.dtype)
         self._file: Any = None
         self._begin_shard()
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from data_pipeline.manifest import TOKENIZER
+from data_pipeline.manifest import TOKENIZER, FileInfo, TokenizerInfo
 from runtime.errors import UserError, one_line
 from runtime.files import digest_bytes
 
@@ -78,6 +78,17 @@ class Tokenizer:
                 f"{where} changes the text it encodes (normalisation or a dummy prefix): "
                 "train one with `lacuna tokenizer train`"
             )
+
+    def info(self, file: FileInfo) -> TokenizerInfo:
+        """What a manifest says of this tokenizer, whose model stands in `file`."""
+        return TokenizerInfo(
+            file=file,
+            vocabulary=self.vocabulary,
+            pad_id=self.pad_id,
+            bos_id=self.bos_id,
+            eos_id=self.eos_id,
+            mask_id=self.mask_id,
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, no BOS or EOS. Raises UserError for a lone surrogate, which is not text."""

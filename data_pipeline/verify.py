@@ -77,15 +77,7 @@ def _tokenizer_problems(path: Path, manifest: DatasetManifest) -> list[str]:
     problem = _file_problem(path, info.file)
     if problem:
         return [problem]
-    tokenizer = Tokenizer.load(path / info.file.name)
-    stated = (info.vocabulary, info.pad_id, info.bos_id, info.eos_id, info.mask_id)
-    if stated != (
-        tokenizer.vocabulary,
-        tokenizer.pad_id,
-        tokenizer.bos_id,
-        tokenizer.eos_id,
-        tokenizer.mask_id,
-    ):
+    if Tokenizer.load(path / info.file.name).info(info.file) != info:
         return [f"{path / info.file.name} has other ids than the manifest says: rebuild the dataset"]
     return []
 

@@ -14,7 +14,7 @@ from data_pipeline.build import build_dataset
 from data_pipeline.config import BuildConfig, DataConfig
 from data_pipeline.dataset import SampleReader, TokenDataset
 from data_pipeline.manifest import DatasetManifest
-from data_pipeline.shards import ShardReader, ShardWriter, token_dtype
+from data_pipeline.shards import ShardForm, ShardReader, ShardWriter, token_dtype
 from data_pipeline.verify import dataset_stats, verify_dataset
 from runtime.errors import UserError
 
@@ -194,9 +194,8 @@ def test_stats(built: Path) -> None:
 def test_shards_give_back_any_ids(tmp_path: Path, dtype: str, top: int, compression: str) -> None:
     source = np.random.default_rng(0)
     parts = [source.integers(0, top, size, endpoint=True) for size in (1, 99, 100, 101, 350, 1, 7)]
-    with ShardWriter(
-        tmp_path, "train", dtype=dtype, batch_tokens=100, shard_tokens=300, compression=compression
-    ) as writer:
+    form = ShardForm(dtype, batch_tokens=100, shard_tokens=300, compression=compression)
+    with ShardWriter(tmp_path, "train", form) as writer:
         for number, part in enumerate(parts):
             writer.add(part, number)
     assert [shard.tokens for shard in writer.shards] == [301, 350, 8]
