@@ -1,0 +1,174 @@
+"""Show a run's metrics file to MLflow: one MLflow run over all restarts, every point exactly once.
+
+`RUN/tracking.json` remembers how far the sending has come. A kill between the server's yes and that note is
+harmless, because each call first asks the server for the last step it has of every metric.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pretrain.tracking.describe import entity_key, flatten, run_name
+from pretrain.tracking.server import POINTS_PER_BATCH, Point, TrackingServer
+from pretrain.tracking.spool import iterate_metrics
+from pretrain.tracking.state import ForwardState, only_forwarder, read_state, write_state
+from pretrain.tracking.uri import artifact_folder, redact
+from runtime.errors import UserError
+from runtime.files import digest_file, read_json
+from runtime.settings import read_yaml
+
+_KEY_TAG = "lacuna.run"
+_CONFIG_TAG = "lacuna.config_digest"
+_STATUSES = ("FINISHED", "FAILED", "KILLED")
+
+
+@dataclass(frozen=True)
+class ForwardReport:
+    """What one call of `forward` sent: `points` values out of `steps` steps, to MLflow run `run_id`."""
+
+    points: int
+    steps: int
+    run_id: str
+
+
+def forward(
+    run_directory: Path, uri: str, experiment: str = "lacuna", finished: str | None = None, seconds: int = 10
+) -> ForwardReport:
+    """Send what MLflow at `uri` lacks of the run; with `finished`, its files and final status too.
+
+    Steps up to the last one sent are never sent again, even if a resumed run has written them anew. Infinite
+    values arrive as NaN (MLflow would turn them into 1.8e308). Strings are not metrics and stay in the spool.
+    A copy of a run directory that goes its own way must lose its `tracking.json` first.
+
+    Raises UserError in one line, within about `seconds` (seconds a request may take), if the server is dead,
+    refuses, or another process is forwarding the run. Nothing is lost: the next call continues.
+    """
+    if finished is not None and finished not in _STATUSES:
+        raise UserError(f"status {finished!r} is none of {', '.join(_STATUSES)}")
+    if not run_directory.is_dir():
+        raise UserError(f"{run_directory} is not a run directory: check the path")
+    artifacts = artifact_folder(uri, run_directory)
+    with only_forwarder(run_directory):
+        server = TrackingServer(uri, seconds)
+        state = read_state(run_directory, redact(uri), experiment)
+        if state.run_id is None:
+            state = _open_run(run_directory, server, state, artifacts)
+        report = _send(run_directory, server, state)
+        if finished is not None:
+            server.finish(report.run_id, finished)
+            _send_files(run_directory, server, report.run_id)
+        return report
+
+
+def _open_run(
+    run_directory: Path, server: TrackingServer, state: ForwardState, artifacts: Path | None
+) -> ForwardState:
+    """`state` with its MLflow run, which is found or made."""
+    write_state(run_directory, state)  # the key must be known before a run carries it
+    experiment_id = server.experiment(state.experiment, artifacts)
+    run_id = server.find_run(experiment_id, _KEY_TAG, state.key)
+    if run_id is None:
+        path = run_directory / "run.json"
+        facts = read_json(path) if path.exists() else {}
+        name = run_name(facts.get("name") if isinstance(facts, dict) else None, run_directory.name)
+        run_id = server.create_run(experiment_id, name, {_KEY_TAG: state.key})
+    state = replace(state, run_id=run_id)
+    write_state(run_directory, state)
+    return state
+
+
+def _send(run_directory: Path, server: TrackingServer, state: ForwardState) -> ForwardReport:
+    """Send all lines after the state's last step, and note each batch that the server has taken."""
+    assert state.run_id is not None
+    facts = server.facts(state.run_id)
+    parameters, tags = _description(run_directory)
+    new_parameters = {key: text for key, text in parameters.items() if key not in facts.parameters}
+    new_tags = {key: text for key, text in tags.items() if facts.tags.get(key) != text}
+    server.describe(state.run_id, new_parameters, new_tags)
+    sent = steps = 0
+    for batch in _batches(run_directory / "metrics.jsonl", state, facts.last_steps):
+        if batch.points and sent == 0 and facts.status != "RUNNING":
+            server.reopen(state.run_id)
+        for start in range(0, len(batch.points), POINTS_PER_BATCH):
+            server.send(state.run_id, batch.points[start : start + POINTS_PER_BATCH])
+        state = replace(state, last_step=batch.last_step, offset=batch.offset)
+        write_state(run_directory, state)
+        sent, steps = sent + len(batch.points), steps + batch.steps
+    return ForwardReport(sent, steps, str(state.run_id))
+
+
+def _description(run_directory: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """(parameters, tags) from the run's `config.yaml` and `environment.json`, as far as they are there."""
+    config, environment = run_directory / "config.yaml", run_directory / "environment.json"
+    parameters: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    if config.exists():
+        parameters = flatten(read_yaml(config))
+        tags[_CONFIG_TAG] = digest_file(config)
+    if environment.exists():
+        tags |= flatten({"environment": read_json(environment)})
+    return parameters, tags
+
+
+@dataclass
+class _Batch:
+    """Whole lines whose points fit one request (a single line may need more than one)."""
+
+    points: list[Point]
+    steps: int = 0
+    last_step: int = -1
+    offset: int = 0
+
+
+def _batches(path: Path, state: ForwardState, last_steps: Mapping[str, int]) -> Iterator[_Batch]:
+    batch = _Batch([])
+    for offset, entry in _lines_after(path, state):
+        points = [point for point in _points(entry) if point.step > last_steps.get(point.key, -1)]
+        if batch.steps and len(batch.points) + len(points) > POINTS_PER_BATCH:
+            yield batch
+            batch = _Batch([])
+        batch.points += points
+        batch.steps, batch.last_step, batch.offset = batch.steps + bool(points), entry["step"], offset
+    if batch.last_step >= 0:
+        yield batch
+
+
+def _lines_after(path: Path, state: ForwardState) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Lines after the state's last step; read from its place on, if the file still has that step there."""
+    if not path.exists():
+        return
+    offset = 0
+    if 0 < state.offset < path.stat().st_size:
+        first = next(_tail(path, state.offset), None)
+        offset = state.offset if first is not None and first["step"] == state.last_step else 0
+    for place, entry in iterate_metrics(path, offset):
+        if entry["step"] > state.last_step:
+            yield place, entry
+
+
+def _tail(path: Path, offset: int) -> Iterator[dict[str, Any]]:
+    """Lines from `offset` on; none if the file was written anew and `offset` is now amid a line."""
+    try:
+        for _, entry in iterate_metrics(path, offset):
+            yield entry
+    except UserError:
+        return
+
+
+def _points(entry: Mapping[str, Any]) -> Iterator[Point]:
+    moment = entry.get("time", 0)
+    milliseconds = int(moment * 1000) if isinstance(moment, int | float) and 0 <= moment < 1e12 else 0
+    for key, value in entry.items():
+        if key not in ("step", "time") and isinstance(value, int | float):
+            finite = float(value) if abs(value) < 1e308 else math.nan
+            yield Point(entity_key(key), finite, entry["step"], milliseconds)
+
+
+def _send_files(run_directory: Path, server: TrackingServer, run_id: str) -> None:
+    config = run_directory / "config.yaml"
+    if config.exists():
+        server.upload(run_id, config)
+    for plot in sorted((run_directory / "plots").glob("*.png")):
+        server.upload(run_id, plot, "plots")
