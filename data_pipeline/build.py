@@ -95,9 +95,7 @@ def _encode(
     config: BuildConfig, collection: Collection, tokenizer: Tokenizer, staging: Path, show_progress: bool
 ) -> DatasetManifest:
     """Write the shards of both splits, and say what was written."""
-    form = ShardForm(
-        token_dtype(tokenizer.vocabulary), config.batch_tokens, config.shard_tokens, config.compression
-    )
+    form = ShardForm(token_dtype(tokenizer.vocabulary), config.batch_tokens, config.shard_tokens, config.compression)
     tokens = [0] * len(config.sources)
     with (
         ProgressBar("encode", collection.count, show_progress) as bar,

@@ -137,6 +137,4 @@ def _kept(
 def _refuse_barren(info: SourceInfo) -> None:
     if info.skipped is None and not info.documents and not info.duplicates:
         seen = f"{info.undecodable} undecodable, {info.empty} empty"
-        raise UserError(
-            f"source {info.name!r} gives no document ({seen}): check its files, `field` and `max_bytes`"
-        )
+        raise UserError(f"source {info.name!r} gives no document ({seen}): check its files, `field` and `max_bytes`")

@@ -120,7 +120,5 @@ class DataConfig(Settings):
             return [(self.path, 1.0)]
         for path, weight in self.mixture.items():
             if not (math.isfinite(weight) and weight > 0):
-                raise UserError(
-                    f"data.mixture: the weight of {path!r} is {weight}, give a positive finite number"
-                )
+                raise UserError(f"data.mixture: the weight of {path!r} is {weight}, give a positive finite number")
         return list(self.mixture.items())

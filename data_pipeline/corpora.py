@@ -48,9 +48,7 @@ def open_corpus(source: SourceConfig, workspace: Path, cache: Path) -> Corpus:
     else:
         corpus = Corpus(source.glob, _matching(source.glob), _reader(source))
     if not corpus.files and corpus.skipped is None:
-        raise UserError(
-            f"source {source.name!r}: no file matches in {corpus.origin}: check its `glob` or `include`"
-        )
+        raise UserError(f"source {source.name!r}: no file matches in {corpus.origin}: check its `glob` or `include`")
     return corpus
 
 
@@ -90,9 +88,7 @@ def _debian(source: DebianPackage, workspace: Path, cache: Path) -> Corpus:
     found = {path for pattern in source.include for path in root.glob(pattern)}
     # Links are left out: their targets are listed themselves, or lie outside the package.
     files = [
-        path
-        for path in sorted(found)
-        if path.is_file() and path.resolve() == root.resolve() / path.relative_to(root)
+        path for path in sorted(found) if path.is_file() and path.resolve() == root.resolve() / path.relative_to(root)
     ]
     return Corpus(deb.name, files, _reader(source))
 

@@ -86,9 +86,7 @@ class Permutation:
     def map(self, indices: npt.ArrayLike) -> Indices:
         """The same values as calling for each of `indices` (any shape), at once."""
         given = np.asarray(indices, dtype=np.int64)
-        assert given.size == 0 or (given.min() >= 0 and given.max() < self.n), (
-            f"indices outside range({self.n})"
-        )
+        assert given.size == 0 or (given.min() >= 0 and given.max() < self.n), f"indices outside range({self.n})"
         if self._table is not None:
             return np.array(self._table, dtype=np.int64)[given]
         values = self._scramble(given.ravel().astype(np.uint64))

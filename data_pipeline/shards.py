@@ -17,9 +17,7 @@ from runtime.files import digest_bytes, digest_file, fsync_file
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 _UNPACKED_BATCHES_KEPT = 64
 _TOKEN_TYPES = {"uint16": pa.uint16(), "uint32": pa.uint32()}
-_OFFSETS = pa.schema(
-    [pa.field("end", pa.int64(), nullable=False), pa.field("source", pa.uint16(), nullable=False)]
-)
+_OFFSETS = pa.schema([pa.field("end", pa.int64(), nullable=False), pa.field("source", pa.uint16(), nullable=False)])
 _MEND = "restore the file or rebuild the dataset"
 
 
@@ -164,14 +162,10 @@ class ShardReader:
                 raise pa.ArrowInvalid(f"{len(column)} values of {column.type}")
             view: Tokens = column.to_numpy(zero_copy_only=True)
         except (pa.ArrowException, OSError, IndexError, ValueError) as error:
-            raise UserError(
-                f"{path}: record batch {number} cannot be read ({one_line(error)}): {_MEND}"
-            ) from None
+            raise UserError(f"{path}: record batch {number} cannot be read ({one_line(error)}): {_MEND}") from None
         if not self._checked[number]:
             if digest_bytes(view.data) != self.info.batches[number]:
-                raise UserError(
-                    f"{path}: record batch {number} is damaged (its digest does not fit): {_MEND}"
-                )
+                raise UserError(f"{path}: record batch {number} is damaged (its digest does not fit): {_MEND}")
             self._checked[number] = True
         return view
 

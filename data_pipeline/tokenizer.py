@@ -15,9 +15,7 @@ from runtime.files import digest_bytes
 
 _SPACE = "\u2581"  # SentencePiece's own sign for a space
 _SENTENCE_CHARACTERS = 1000
-_TRAINING_THREADS = (
-    2  # a constant: the count is written into the model, and models must not differ by machine
-)
+_TRAINING_THREADS = 2  # a constant: the count is written into the model, and models must not differ by machine
 _LITERAL_SPECIAL = re.compile(r"<(?:unk|s|/s|pad|mask|0x[0-9A-F]{2})>")
 
 
@@ -44,8 +42,7 @@ class Tokenizer:
         self._byte_ids: list[int] = [self._model.piece_to_id(piece) for piece in byte_pieces]
         if not all(map(self._model.is_byte, self._byte_ids)):
             raise UserError(
-                f"{where} has no byte pieces, so some text would be lost: "
-                "train one with `lacuna tokenizer train`"
+                f"{where} has no byte pieces, so some text would be lost: train one with `lacuna tokenizer train`"
             )
         self._space_ids = [self._byte_ids[value] for value in _SPACE.encode()]
         self.pad_id, self.bos_id, self.eos_id, self.mask_id = (
@@ -169,8 +166,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, model: str = "bpe") -
         )
     except RuntimeError as error:
         raise UserError(
-            f"tokenizer.vocabulary: {vocabulary} does not fit the text ({_cause(error)}): "
-            "change it or give more text"
+            f"tokenizer.vocabulary: {vocabulary} does not fit the text ({_cause(error)}): change it or give more text"
         ) from None
     return out.getvalue()
 

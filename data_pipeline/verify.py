@@ -102,15 +102,11 @@ def _check_content(shard: ShardReader, file: Path, manifest: DatasetManifest) ->
     for number in range(len(shard.info.batches)):
         tokens = shard.batch(number)
         if int(tokens.max()) >= manifest.tokenizer.vocabulary:
-            raise UserError(
-                f"{file}: record batch {number} holds ids outside the vocabulary: rebuild the dataset"
-            )
+            raise UserError(f"{file}: record batch {number} holds ids outside the vocabulary: rebuild the dataset")
         borders.append(np.flatnonzero(tokens == eos) + begin + 1)
         begin += tokens.size
     if not np.array_equal(np.concatenate(borders), ends) or int(sources.max()) >= len(manifest.sources):
-        raise UserError(
-            f"{file}: its documents do not end where {shard.info.offsets.name} says: rebuild the dataset"
-        )
+        raise UserError(f"{file}: its documents do not end where {shard.info.offsets.name} says: rebuild the dataset")
 
 
 def dataset_stats(path: Path) -> dict[str, Any]:

@@ -43,7 +43,9 @@ def evaluate(trained: TrainedModel, windows: int, draws: int, seed: int = 0, sho
     dataset = TokenDataset(trained.config.data.sources()[0][0], "validation")
     available = dataset.windows(length)
     if not available:
-        raise UserError(f"{dataset.path}: its validation split has no window of {length} tokens: build with a larger validation")
+        raise UserError(
+            f"{dataset.path}: its validation split has no window of {length} tokens: build with a larger validation"
+        )
     count = min(windows, available)
     order = Permutation(available, key=seed)
     tokens = torch.from_numpy(np.stack([dataset.window(order(i), length).astype(np.int64) for i in range(count)]))
@@ -53,7 +55,11 @@ def evaluate(trained: TrainedModel, windows: int, draws: int, seed: int = 0, sho
     with ProgressBar("evaluate", count, visible=show_progress) as bar:
         for start in range(0, count, _ROWS):
             rows = tokens[start : start + _ROWS].to(trained.device)
-            nats.append(_score(trained, rows, draws, seed, start) if masked else autoregressive_nll(trained.predict, rows, trained.tokenizer.bos_id, _ROWS))
+            nats.append(
+                _score(trained, rows, draws, seed, start)
+                if masked
+                else autoregressive_nll(trained.predict, rows, trained.tokenizer.bos_id, _ROWS)
+            )
             bar.advance(len(rows))
     total = torch.cat(nats).cpu()
     value, error = bits_per_byte(total, sizes)
@@ -62,5 +68,7 @@ def evaluate(trained: TrainedModel, windows: int, draws: int, seed: int = 0, sho
 
 
 def _score(trained: TrainedModel, rows: torch.Tensor, draws: int, seed: int, first: int) -> torch.Tensor:
-    bound = masked_bound(trained.predict, rows, trained.tokenizer.mask_id, draws, seed, first_index=first, batch_rows=_ROWS)
+    bound = masked_bound(
+        trained.predict, rows, trained.tokenizer.mask_id, draws, seed, first_index=first, batch_rows=_ROWS
+    )
     return bound.nats

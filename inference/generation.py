@@ -30,7 +30,7 @@ def generate(trained: TrainedModel, prompt: str, settings: SamplerConfig, seed: 
     ids = tokenizer.encode(prompt)
     if len(ids) + settings.length > window:
         raise UserError(
-            f"prompt ({len(ids)} tokens) and --length {settings.length} exceed the {window} tokens the model was trained on: "
+            f"prompt ({len(ids)} tokens) and --length {settings.length} exceed the model's {window} tokens: "
             f"use --length {max(1, window - len(ids))} or a shorter prompt"
         )
     prompt_BP = torch.tensor([ids], dtype=torch.int64, device=trained.device)

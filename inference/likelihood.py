@@ -82,9 +82,7 @@ def masked_bound(
     return LikelihoodBound(estimates_BD.mean(1), variance_B)
 
 
-def _masked_nats(
-    predict: Predictor, clean_RL: torch.Tensor, masked_RL: torch.Tensor, mask_id: int
-) -> torch.Tensor:
+def _masked_nats(predict: Predictor, clean_RL: torch.Tensor, masked_RL: torch.Tensor, mask_id: int) -> torch.Tensor:
     """−Σ log p of the masked tokens given the others, float64 [R]."""
     logits_RLV = predict_logits(predict, clean_RL.masked_fill(masked_RL, mask_id))
     scores_RL = torch.zeros_like(masked_RL, dtype=torch.float64)
@@ -92,9 +90,7 @@ def _masked_nats(
     return scores_RL.sum(1)
 
 
-def _check_bound(
-    tokens_BL: torch.Tensor, mask_id: int, draws: int, batch_rows: int, prompt_length: int
-) -> None:
+def _check_bound(tokens_BL: torch.Tensor, mask_id: int, draws: int, batch_rows: int, prompt_length: int) -> None:
     if draws < 1:
         raise UserError(f"draws: {draws} draws estimate nothing: use 1 or more (128 is usual)")
     if batch_rows < 1:
@@ -109,9 +105,7 @@ def _check_bound(
 
 
 @torch.no_grad()
-def autoregressive_nll(
-    predict: Predictor, tokens_BL: torch.Tensor, bos_id: int, batch_rows: int = 8
-) -> torch.Tensor:
+def autoregressive_nll(predict: Predictor, tokens_BL: torch.Tensor, bos_id: int, batch_rows: int = 8) -> torch.Tensor:
     """Exact −log p(x) of a causal model, float64 [B], nats per sequence.
 
     The model reads [BOS, x_1 … x_{L−1}], so that every one of the L tokens is scored.

@@ -27,9 +27,7 @@ class SequenceKey(NamedTuple):
     sequence: int
 
 
-def uniforms(
-    purpose: Purpose, count: int, key: SequenceKey, step: int = 0, position: int = 0
-) -> NDArray[np.float64]:
+def uniforms(purpose: Purpose, count: int, key: SequenceKey, step: int = 0, position: int = 0) -> NDArray[np.float64]:
     """`count` float64 numbers, uniform on the open interval (0, 1).
 
     Philox4x64 with key (seed, sequence) and counter (running, position, step, purpose); read from raw bits,

@@ -53,14 +53,10 @@ class SamplerConfig(Settings):
         if self.length % self.block:
             divisors = [n for n in range(1, self.length + 1) if self.length % n == 0]
             nearest = min(divisors, key=lambda n: abs(n - self.block))
-            raise ValueError(
-                f"block_length: {self.block} does not divide length {self.length}: use {nearest}"
-            )
+            raise ValueError(f"block_length: {self.block} does not divide length {self.length}: use {nearest}")
         if self.forwards % self.blocks:
             nearest = max(1, round(self.forwards / self.blocks)) * self.blocks
-            raise ValueError(
-                f"steps: {self.forwards} cannot be shared evenly by {self.blocks} blocks: use {nearest}"
-            )
+            raise ValueError(f"steps: {self.forwards} cannot be shared evenly by {self.blocks} blocks: use {nearest}")
         if self.remasking == "low_confidence" and self.forwards > self.length:
             raise ValueError(
                 f"steps: {self.forwards} steps have only {self.length} tokens to commit: use {self.length}"
@@ -170,9 +166,7 @@ def _most_confident(confidence_BK: torch.Tensor, count: int) -> torch.Tensor:
     return chosen_BK.scatter(1, order_BK[:, :count], True)
 
 
-def _by_chance(
-    masked_BK: torch.Tensor, chance: float, keys: Sequence[SequenceKey], step: int
-) -> torch.Tensor:
+def _by_chance(masked_BK: torch.Tensor, chance: float, keys: Sequence[SequenceKey], step: int) -> torch.Tensor:
     """Mark every position independently with probability `chance`: (t−s)/t of the step from t to s."""
     count = masked_BK.shape[1]
     drawn_BK = np.stack([uniforms(Purpose.REVEAL, count, key, step) for key in keys])

@@ -61,8 +61,8 @@ def load_trained(path: Path) -> TrainedModel:
             for block in blocks:
                 if manifest.shapes.get(block.name) != block.shape:
                     raise UserError(
-                        f"{checkpoint} is a checkpoint of another model ({block.name} is {manifest.shapes.get(block.name)}, "
-                        f"{run.config} wants {block.shape})"
+                        f"{checkpoint} is a checkpoint of another model ({block.name} is "
+                        f"{manifest.shapes.get(block.name)}, {run.config} wants {block.shape})"
                     )
                 parameter[block.box.slices] = reader.read("weight", block.name)
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32

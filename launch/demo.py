@@ -41,12 +41,18 @@ def _run_stages(out: Path) -> dict[str, Any]:
     began = time.monotonic()
     data, processes = out / "data", _processes()
     common = [f"data.path={data}", "tracking.enabled=false"]
-    with _stage(1, "real text → tokenizer → sharded Arrow tokens", f"lacuna data build --config demo.yaml --out {data}"):
+    with _stage(
+        1, "real text → tokenizer → sharded Arrow tokens", f"lacuna data build --config demo.yaml --out {data}"
+    ):
         _build_data(data)
     masked = out / "masked"
     tensor = f"parallel.tensor={processes}"
     half = load_recipe("demo", common).train.steps // 2
-    with _stage(2, f"masked diffusion, megatron-core, {processes} processes, stopped at step {half}", _command(masked, processes, [tensor], half)):
+    with _stage(
+        2,
+        f"masked diffusion, megatron-core, {processes} processes, stopped at step {half}",
+        _command(masked, processes, [tensor], half),
+    ):
         _train(load_recipe("demo", [*common, tensor]), masked, processes, half)
     other = ["parallel.engine=deepspeed"]
     with _stage(3, "the same run continued by DeepSpeed under another layout", _command(masked, processes, other)):
@@ -54,10 +60,16 @@ def _run_stages(out: Path) -> dict[str, Any]:
         _train(config, masked, processes)
     baseline, steps = out / "autoregressive", _steps_for_equal_flops(config)
     changes = ["objective.kind=autoregressive", f"train.steps={steps}", "name=demo-autoregressive"]
-    with _stage(4, f"autoregressive baseline for the same FLOPs: {steps} steps", _command(baseline, processes, changes)):
+    with _stage(
+        4, f"autoregressive baseline for the same FLOPs: {steps} steps", _command(baseline, processes, changes)
+    ):
         _train(load_recipe("demo", [*common, *changes]), baseline, processes)
     results: dict[str, Any] = {"processes": processes}
-    with _stage(5, "held-out bits per byte of both, and a sample", f"lacuna evaluate {masked} --windows {_WINDOWS} --draws {_DRAWS}"):
+    with _stage(
+        5,
+        "held-out bits per byte of both, and a sample",
+        f"lacuna evaluate {masked} --windows {_WINDOWS} --draws {_DRAWS}",
+    ):
         results |= _evaluate(masked, baseline)
     with _stage(6, "plot and MLflow", f"lacuna track sync {masked}"):
         results |= _show(out, masked, baseline)

@@ -60,9 +60,11 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        retagged = isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) != old.get("kind")
-        both = isinstance(old, dict) and isinstance(value, dict) and not retagged
-        merged[key] = _merge(old, value) if both else value
+        retagged = (
+            isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) != old.get("kind")
+        )
+        nested = isinstance(old, dict) and isinstance(value, dict) and not retagged
+        merged[key] = _merge(dict(old or {}), value) if nested else value
     return merged
 
 

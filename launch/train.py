@@ -83,7 +83,10 @@ def _shown_to_mlflow(config: RunConfig, directory: RunDirectory) -> Iterator[Non
     try:
         sync_run(directory)
     except LacunaError as error:
-        print(f"MLflow does not have all of this run yet: {error}; later: lacuna track sync {directory.root}", file=sys.stderr)
+        print(
+            f"MLflow does not have all of this run yet: {error}; later: lacuna track sync {directory.root}",
+            file=sys.stderr,
+        )
 
 
 def record_outcome(directory: RunDirectory, code: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
 from runtime.environment import RankInfo
-from runtime.errors import LacunaError, Requeue, UserError, one_line
+from runtime.errors import LacunaError, Requeue, one_line
 from runtime.files import read_json, write_json
 from runtime.logs import capture_warnings, configure_logs, log
 from runtime.progress import ProgressBar
@@ -36,7 +36,9 @@ def main(run: str, until: int | None) -> int:
         return error.exit_code
     except Exception as error:
         log.error("rank %d: %s: %s", rank.rank, type(error).__name__, one_line(error), exc_info=True)
-        message = f"rank {rank.rank}: {type(error).__name__}: {one_line(error)} (traceback in {directory.logs(attempt)})"
+        message = (
+            f"rank {rank.rank}: {type(error).__name__}: {one_line(error)} (traceback in {directory.logs(attempt)})"
+        )
         write_json(directory.failure(attempt, rank.rank), {"message": message, "exit_code": 1})
         return 1
     return 0
@@ -70,12 +72,17 @@ def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | N
 
         def report(step: int, values: dict[str, Any]) -> None:
             session.log_metrics(step, values)
-            bar.advance(train_config.log_every, f"loss {values['train/loss']:.3f}  {values['perf/tokens_per_second']:,.0f} tokens/s")
+            bar.advance(
+                train_config.log_every,
+                f"loss {values['train/loss']:.3f}  {values['perf/tokens_per_second']:,.0f} tokens/s",
+            )
 
         step, stopped = train(config, engine, feed, start, until, session.hooks(report), stop)
     close_process_group()
     if stopped:
-        raise Requeue(f"stopped at step {step} of {config.train.steps} on request; start again with the same --run to continue")
+        raise Requeue(
+            f"stopped at step {step} of {config.train.steps} on request; start again with the same --run to continue"
+        )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def install() -> bool:
     def type_or_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return original_type(self, *args, **kwargs) if args or kwargs else _CpuTypeName(original_type(self))
 
-    torch.Tensor.type = type_or_name  # type: ignore[method-assign]
+    torch.Tensor.type = type_or_name  # type: ignore[method-assign, assignment]
     torch.Tensor.cuda = lambda self, *_a, **_k: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *_a, **_k: self  # type: ignore[method-assign]
     import megatron.core.tensor_parallel.random as megatron_random
@@ -78,7 +78,9 @@ def _patch_cuda_namespace(cuda: Any) -> None:
     cuda.current_device = lambda: _CPU
     cuda.synchronize = cuda.set_device = cuda.empty_cache = _nothing
     cuda.nvtx.range_push = cuda.nvtx.range_pop = _nothing
-    stream = types.SimpleNamespace(wait_stream=_nothing, synchronize=_nothing, wait_event=_nothing, record_event=_nothing)
+    stream = types.SimpleNamespace(
+        wait_stream=_nothing, synchronize=_nothing, wait_event=_nothing, record_event=_nothing
+    )
     cuda.current_stream = cuda.default_stream = lambda *_args: stream
     cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()
     cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)

@@ -56,7 +56,7 @@ def column_linear(mesh: Mesh, config: Any, inputs: int, parts: dict[str, int]) -
     """
     ranks = mesh.layout.tensor
     outputs = sum(parts.values())
-    layer: nn.Module = PlainLinear(inputs, outputs) if ranks == 1 else _megatron_column(config, inputs, outputs)
+    layer = PlainLinear(inputs, outputs) if ranks == 1 else _megatron_column(config, inputs, outputs)
     blocks: list[Block] = []
     local = 0
     for name, features in parts.items():
@@ -71,7 +71,7 @@ def column_linear(mesh: Mesh, config: Any, inputs: int, parts: dict[str, int]) -
 def row_linear(mesh: Mesh, config: Any, inputs: int, outputs: int, name: str) -> nn.Module:
     """Matrix `name` cut by columns over tensor ranks: x [S, B, inputs / T] → [S, B, outputs], summed over ranks."""
     ranks = mesh.layout.tensor
-    layer: nn.Module = PlainLinear(inputs, outputs) if ranks == 1 else _megatron_row(config, inputs, outputs)
+    layer = PlainLinear(inputs, outputs) if ranks == 1 else _megatron_row(config, inputs, outputs)
     share = inputs // ranks
     box = Rectangle((0, 0), (outputs, share))
     annotate(layer.weight, [Block(name, (outputs, inputs), (0, mesh.tensor_rank * share), box)])
@@ -139,22 +139,34 @@ def _mark_sharded(weight: nn.Parameter, mesh: Mesh, dim: int) -> None:
         weight.partition_stride = 1  # type: ignore[attr-defined]
 
 
-def _megatron_column(config: Any, inputs: int, outputs: int) -> nn.Module:
+def _megatron_column(config: Any, inputs: int, outputs: int) -> _FirstOutput:
     from megatron.core import tensor_parallel
 
     return _FirstOutput(
         tensor_parallel.ColumnParallelLinear(
-            inputs, outputs, config=config, init_method=_no_initialisation, bias=False, gather_output=False, skip_bias_add=True
+            inputs,
+            outputs,
+            config=config,
+            init_method=_no_initialisation,
+            bias=False,
+            gather_output=False,
+            skip_bias_add=True,
         )
     )
 
 
-def _megatron_row(config: Any, inputs: int, outputs: int) -> nn.Module:
+def _megatron_row(config: Any, inputs: int, outputs: int) -> _FirstOutput:
     from megatron.core import tensor_parallel
 
     return _FirstOutput(
         tensor_parallel.RowParallelLinear(
-            inputs, outputs, config=config, init_method=_no_initialisation, bias=False, input_is_parallel=True, skip_bias_add=True
+            inputs,
+            outputs,
+            config=config,
+            init_method=_no_initialisation,
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=True,
         )
     )
 
@@ -167,11 +179,11 @@ class VocabularyHead(nn.Module):
         self._mesh = mesh
         self._chunk_rows = chunk_rows
         padded = padded_vocabulary(vocabulary, mesh.layout.tensor)
-        self.projection: nn.Module = (
+        self.projection = (
             PlainLinear(width, padded) if mesh.layout.tensor == 1 else _megatron_column(config, width, padded)
         )
-        annotate_vocabulary(self.projection.weight, mesh, name, vocabulary, width)  # type: ignore[arg-type]
-        self._local_vocabulary = self.projection.weight.logical_blocks[0].box.size[0]  # type: ignore[union-attr, index]
+        annotate_vocabulary(self.projection.weight, mesh, name, vocabulary, width)
+        self._local_vocabulary = self.projection.weight.logical_blocks[0].box.size[0]  # type: ignore[attr-defined]
 
     def forward(
         self, x_SBD: torch.Tensor, rows_R: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor

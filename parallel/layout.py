@@ -28,13 +28,19 @@ class ParallelConfig(Settings):
     def _engine_can(self) -> Self:
         for axis in ("pipeline", "virtual_pipeline", "context"):
             if getattr(self, axis) > 1:
-                raise ValueError(f"parallel.{axis}={getattr(self, axis)} is not offered by this version: set parallel.{axis}=1")
+                raise ValueError(
+                    f"parallel.{axis}={getattr(self, axis)} is not offered by this version: set parallel.{axis}=1"
+                )
         if self.zero > 1:
             raise ValueError(f"parallel.zero={self.zero} is not offered by this version: set parallel.zero=1")
         if self.engine == "deepspeed" and self.zero == 0:
-            raise ValueError("parallel.zero=0 with parallel.engine=deepspeed reports no gradient norm: set parallel.zero=1")
+            raise ValueError(
+                "parallel.zero=0 with parallel.engine=deepspeed reports no gradient norm: set parallel.zero=1"
+            )
         if self.sequence and self.tensor == 1:
-            raise ValueError("parallel.sequence=true shards activations over tensor ranks: set parallel.tensor above 1 or parallel.sequence=false")
+            raise ValueError(
+                "parallel.sequence=true needs tensor ranks: set parallel.tensor above 1 or parallel.sequence=false"
+            )
         return self
 
     @property

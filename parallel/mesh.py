@@ -54,7 +54,9 @@ class Mesh:
             backend = "nccl" if device.type == "cuda" else "gloo"
             # a single process needs no meeting point
             store = dist.HashStore() if rank.world == 1 else None
-            dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world, timeout=_COLLECTIVE_TIMEOUT)
+            dist.init_process_group(
+                backend, store=store, rank=rank.rank, world_size=rank.world, timeout=_COLLECTIVE_TIMEOUT
+            )
         from megatron.core import parallel_state
 
         parallel_state.destroy_model_parallel()

@@ -43,7 +43,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return (losses_R * weights_R).sum(), losses_R
 
     @staticmethod
-    def backward(ctx: Any, grad_sum: torch.Tensor, _grad_losses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_sum: torch.Tensor, _grad_losses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden_RD, grad_weight_VD = ctx.saved_tensors
         scale = grad_sum.to(grad_hidden_RD.dtype)
         return grad_hidden_RD * scale, grad_weight_VD * scale, None, None, None, None, None

@@ -129,7 +129,9 @@ class RunConfig(Settings):
         """Micro-batches per step and data-parallel rank. Raises UserError if the batch does not divide."""
         data = self.parallel.data_size(world)
         if self.train.global_batch % (data * self.train.micro_batch):
-            nearest = max(1, round(self.train.global_batch / (data * self.train.micro_batch))) * data * self.train.micro_batch
+            nearest = (
+                max(1, round(self.train.global_batch / (data * self.train.micro_batch))) * data * self.train.micro_batch
+            )
             raise UserError(
                 f"train.global_batch={self.train.global_batch} is not a multiple of {data} data-parallel ranks × "
                 f"train.micro_batch={self.train.micro_batch}: set train.global_batch={nearest}"

@@ -34,7 +34,7 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class Feed:
-    """Builds step batches. Sample i = step · global_batch + position; data rank r takes a contiguous run of positions."""
+    """Builds step batches: sample step · global_batch + position; a data rank takes consecutive positions."""
 
     reader: TokenReader
     objective: SampleObjective

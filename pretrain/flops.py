@@ -32,9 +32,7 @@ class FlopCount:
         return FlopCount(self.projections * factor, self.attention * factor, self.head * factor)
 
 
-def forward_flops_per_token(
-    shape: ModelShape, sequence_length: int, causal: bool, head_rows: float = 1.0
-) -> FlopCount:
+def forward_flops_per_token(shape: ModelShape, sequence_length: int, causal: bool, head_rows: float = 1.0) -> FlopCount:
     """FLOPs of one forward pass per token of a sequence of `sequence_length` tokens.
 
     Convention: 2 per weight; attention 4·width per attended pair and layer, where a token attends to

@@ -56,7 +56,9 @@ def train(
             if agreed.stop:
                 break
             tokens_before = step * config.train.tokens_per_step
-            factor = config.optimizer.schedule.factor(tokens_before + config.train.tokens_per_step, config.train.total_tokens)
+            factor = config.optimizer.schedule.factor(
+                tokens_before + config.train.tokens_per_step, config.train.total_tokens
+            )
             rate = config.optimizer.lr * factor
             result = engine.train_step(batch.micro_batches, float(agreed.tokens), rate)
             step += 1

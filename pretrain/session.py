@@ -33,7 +33,7 @@ def build_objective(config: RunConfig, tokenizer: TokenizerInfo) -> SampleObject
     """The sample side of the configured objective. Raises UserError if the vocabulary does not fit the model."""
     if tokenizer.vocabulary > config.model.vocabulary:
         raise UserError(
-            f"model.vocabulary={config.model.vocabulary} is smaller than the data's tokenizer ({tokenizer.vocabulary} ids): "
+            f"model.vocabulary={config.model.vocabulary} is less than the tokenizer's {tokenizer.vocabulary} ids: "
             f"set model.vocabulary={tokenizer.vocabulary} or build the data with a smaller one"
         )
     objective, train = config.objective, config.train
@@ -61,7 +61,9 @@ def run_identity(config: RunConfig, data_digest: str) -> dict[str, Any]:
 class Session:
     """Resumes, logs and saves one attempt of a run on one rank."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, engine: Engine, data: DataIdentity, attempt: int) -> None:
+    def __init__(
+        self, config: RunConfig, directory: RunDirectory, engine: Engine, data: DataIdentity, attempt: int
+    ) -> None:
         self._config, self._directory, self._engine = config, directory, engine
         self._identity = run_identity(config, data.digest)
         self._attempt = attempt

@@ -34,9 +34,14 @@ class RankInfo:
         """Read torchrun's variables, else Slurm's step variables, else a single process."""
         variables = os.environ if variables is None else variables
         attempt = _integer(variables, "SLURM_RESTART_COUNT", 0) + _integer(variables, "TORCHELASTIC_RESTART_COUNT", 0)
-        for rank, world, local in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
+        for rank, world, local in (
+            ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+            ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+        ):
             if rank in variables and world in variables:
-                return cls(_integer(variables, rank, 0), _integer(variables, world, 1), _integer(variables, local, 0), attempt)
+                return cls(
+                    _integer(variables, rank, 0), _integer(variables, world, 1), _integer(variables, local, 0), attempt
+                )
         return cls(attempt=attempt)
 
 
@@ -45,7 +50,9 @@ def _integer(variables: Mapping[str, str], name: str, default: int) -> int:
     if not text:
         return default
     if not text.isdecimal():
-        raise UserError(f"environment variable {name}={text!r} is not a whole number: start the run with torchrun, srun or `lacuna train`")
+        raise UserError(
+            f"environment variable {name}={text!r} is not a whole number: start with torchrun, srun or `lacuna train`"
+        )
     return int(text)
 
 

@@ -19,7 +19,13 @@ class ProgressBar:
         self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if visible and sys.stderr.isatty():
-            columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            columns = (
+                TextColumn("{task.description:<12}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
             self._bar = Progress(*columns, console=Console(file=sys.stderr), transient=False)
             self._task = self._bar.add_task(title, total=total, note="")
 
@@ -40,7 +46,9 @@ class ProgressBar:
         self._last_line = time.monotonic()
         print(f"{self._title}: {self._done}/{self._total} {self._note}".rstrip(), file=sys.stderr, flush=True)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
         elif self._visible:

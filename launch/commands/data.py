@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from launch.commands.output import DryRun, Json, print_json, print_table
-from runtime.errors import UserError
 
 app = typer.Typer(help="Build and check datasets.", no_args_is_help=True)
 Dataset = Annotated[Path, typer.Argument(help="Directory of a dataset.")]
@@ -40,11 +39,10 @@ def verify(path: Dataset, json: Json = False) -> None:
 
     report = verify_dataset(path, progress=not json)
     if json:
-        print_json({"path": str(path), "faults": report.faults})
-    if report.faults:
-        raise UserError("; ".join(report.faults))
+        print_json({"path": str(path), "valid": report.ok, "problems": list(report.problems)})
+    report.require_ok()
     if not json:
-        print(f"{path}: every digest matches")
+        print(f"{path}: {report.files} files, {report.tokens:,} tokens, every digest matches")
 
 
 @app.command()

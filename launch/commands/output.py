@@ -31,7 +31,16 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> No
 
 def human(number: float, unit: str = "") -> str:
     """1234567 → `1.23 M`; units follow the SI."""
-    for limit, prefix in ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for limit, prefix in (
+        (1e24, "Y"),
+        (1e21, "Z"),
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+    ):
         if abs(number) >= limit:
             return f"{number / limit:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}".rstrip()

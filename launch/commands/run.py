@@ -1,7 +1,7 @@
 """`lacuna train`, `plan`, `demo`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,13 +66,14 @@ def demo(
     run_demo(out)
 
 
-def _print_plan(result: dict) -> None:  # type: ignore[type-arg]
-    flops, memory = result["flops"], result["memory"]["per_rank"]
+def _print_plan(result: dict[str, Any]) -> None:
+    counts, flops, memory = result["parameters"], result["flops"], result["memory"]["per_rank"]
+    names = (("exact (head everywhere)", "exact"), ("computed", "computed"), ("by 6ND", "6nd"))
     rows = [
-        ("parameters", f"{result['parameters']['total']:,} ({result['parameters']['non_embedding']:,} without embeddings)"),
+        ("parameters", f"{counts['total']:,} ({counts['non_embedding']:,} without embeddings)"),
         ("run", f"{result['steps']:,} steps, {human(result['tokens'])} tokens"),
-        ("FLOPs per token", f"{human(flops['per_token_exact'])} exact (head everywhere), {human(flops['per_token_computed'])} computed, {human(flops['per_token_6nd'])} by 6ND"),
-        ("FLOPs in all", f"{flops['total_exact']:.3g} exact, {flops['total_computed']:.3g} computed, {flops['total_6nd']:.3g} by 6ND"),
+        ("FLOPs per token", ", ".join(f"{human(flops[f'per_token_{key}'])} {name}" for name, key in names)),
+        ("FLOPs in all", ", ".join(f"{flops[f'total_{key}']:.3g} {name}" for name, key in names)),
         (f"memory, {result['world']} ranks", ", ".join(f"{k} {human(v, 'B')}" for k, v in memory.items())),
     ]
     print_table((result["name"], ""), rows)

@@ -80,11 +80,15 @@ class CheckpointManifest(Settings):
         try:
             size = path.stat().st_size
             if size != expected.bytes:
-                raise UserError(f"{path} has {size} bytes instead of {expected.bytes}: the checkpoint is damaged, use an earlier one")
+                raise UserError(
+                    f"{path} has {size} bytes, not {expected.bytes}: the checkpoint is damaged, use an earlier one"
+                )
             if digest_file(path) != expected.digest:
                 raise UserError(f"{path} does not match its digest: the checkpoint is damaged, use an earlier one")
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}): the checkpoint is damaged, use an earlier one") from None
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): the checkpoint is damaged, use an earlier one"
+            ) from None
 
 
 def _volume(size: tuple[int, ...]) -> int:

@@ -63,11 +63,15 @@ def save_checkpoint(root: Path, engine: Engine, progress: Progress) -> Path:
     reports = mesh.gather((failure, report, engine.logical_shapes()))
     failures = [f for f, _, _ in reports if f]
     if not failures:
-        failures = [f for f in mesh.gather(_try_publish(staging, final, progress, reports) if mesh.rank == 0 else "") if f]
+        failures = [
+            f for f in mesh.gather(_try_publish(staging, final, progress, reports) if mesh.rank == 0 else "") if f
+        ]
     if failures:
         if mesh.rank == 0:
             remove_tree(staging)
-        raise UserError(f"checkpoint of step {progress.step} not saved: {failures[0]}; free some room, earlier checkpoints are intact")
+        raise UserError(
+            f"checkpoint of step {progress.step} not saved: {failures[0]}; free some room, earlier ones are intact"
+        )
     return final
 
 
@@ -79,7 +83,9 @@ def _try_publish(staging: Path, final: Path, progress: Progress, reports: list[A
     return ""
 
 
-def _write_shard(staging: Path, rank: int, engine: Engine) -> tuple[str, StoredFile, dict[str, dict[str, list[StoredBlock]]]]:
+def _write_shard(
+    staging: Path, rank: int, engine: Engine
+) -> tuple[str, StoredFile, dict[str, dict[str, list[StoredBlock]]]]:
     tensors: dict[str, torch.Tensor] = {}
     blocks: dict[str, dict[str, list[StoredBlock]]] = {kind: defaultdict(list) for kind in KINDS}
     name = f"shard-{rank:05d}.safetensors"
@@ -106,7 +112,11 @@ def _pieces(fragment: Fragment) -> Iterator[tuple[str, Rectangle, torch.Tensor]]
         for block in fragment.blocks:
             common = box.intersect(block.box)
             if common is not None:
-                yield block.name, common.moved(block.box.start, block.offset), view[common.moved(box.start, (0,) * len(box.start)).slices]
+                yield (
+                    block.name,
+                    common.moved(block.box.start, block.offset),
+                    view[common.moved(box.start, (0,) * len(box.start)).slices],
+                )
 
 
 def _publish(staging: Path, final: Path, progress: Progress, reports: list[Any]) -> None:
@@ -167,10 +177,15 @@ def _check_model(directory: Path, manifest: CheckpointManifest, engine: Engine, 
     for key, wanted in identity.items():
         stored = manifest.identity.get(key)
         if json.loads(json.dumps(wanted)) != stored:
-            raise UserError(f"{directory} is a checkpoint of another model ({key} is {stored!r}, this run's is {wanted!r}): use its own recipe or another --run")
+            raise UserError(
+                f"{directory} is a checkpoint of another model or run ({key} is {stored!r}, here {wanted!r}): "
+                "use its own recipe, or another --run"
+            )
     for name, shape in engine.logical_shapes().items():
         if manifest.shapes.get(name) != shape:
-            raise UserError(f"{directory} is a checkpoint of another model ({name} is {manifest.shapes.get(name)}, not {shape})")
+            raise UserError(
+                f"{directory} is a checkpoint of another model ({name} is {manifest.shapes.get(name)}, not {shape})"
+            )
 
 
 class BlockReader:

@@ -26,7 +26,6 @@ from parallel.engines.settings import AdamWSettings
 from parallel.logical import logical_shapes
 from parallel.mesh import Mesh
 
-
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for one and prints a warning
 import deepspeed
@@ -52,7 +51,9 @@ class _ModelParallelUnit:
 class DeepSpeedEngine:
     """Implements `parallel.engines.base.Engine` on DeepSpeed."""
 
-    def __init__(self, mesh: Mesh, model: torch.nn.Module, optimizer: AdamWSettings, precision: str, micro_batches: int) -> None:
+    def __init__(
+        self, mesh: Mesh, model: torch.nn.Module, optimizer: AdamWSettings, precision: str, micro_batches: int
+    ) -> None:
         self.mesh = mesh
         self._model = model
         self._micro_batches = micro_batches

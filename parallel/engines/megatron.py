@@ -142,9 +142,7 @@ class MegatronEngine:
         """See `Engine.finish_load`."""
         for optimizer in self._inner_optimizers():
             set_adam_steps(optimizer.optimizer, steps_taken)
-            if self.mesh.layout.zero == 1:
-                optimizer._copy_main_params_to_model_params()
-            elif hasattr(optimizer, "_copy_main_params_to_model_params"):
+            if self.mesh.layout.zero == 1 or hasattr(optimizer, "_copy_main_params_to_model_params"):
                 optimizer._copy_main_params_to_model_params()
         if self.mesh.layout.zero == 1:
             self._wrapped.start_param_sync(force_sync=True)

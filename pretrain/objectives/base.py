@@ -38,8 +38,8 @@ class Sample:
         """
         state = xxhash.xxh3_128(seed=position)
         for array in (self.inputs, self.positions, self.targets, self.weights):
-            state.update(np.ascontiguousarray(array))
-        state.update(np.array([self.level, self.length], dtype=np.float64))
+            state.update(array.tobytes())
+        state.update(np.array([self.level, self.length], dtype=np.float64).tobytes())
         value = state.intdigest()
         return value & (1 << 64) - 1, value >> 64
 

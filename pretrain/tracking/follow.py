@@ -45,9 +45,7 @@ def start_follower(
         )
 
 
-def follow(
-    run_directory: Path, uri: str, parent: int | None, seconds: float = 5.0, experiment: str = "lacuna"
-) -> None:
+def follow(run_directory: Path, uri: str, parent: int | None, seconds: float = 5.0, experiment: str = "lacuna") -> None:
     """Forward the run every `seconds` as its metrics grow, until process `parent` is gone or SIGTERM comes.
 
     A dead server is tried again after growing pauses (up to 120 s) and said once in the log. At the end there

@@ -62,9 +62,7 @@ def forward(
         return report
 
 
-def _open_run(
-    run_directory: Path, server: TrackingServer, state: ForwardState, artifacts: Path | None
-) -> ForwardState:
+def _open_run(run_directory: Path, server: TrackingServer, state: ForwardState, artifacts: Path | None) -> ForwardState:
     """`state` with its MLflow run, which is found or made."""
     write_state(run_directory, state)  # the key must be known before a run carries it
     experiment_id = server.experiment(state.experiment, artifacts)

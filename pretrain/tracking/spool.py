@@ -127,8 +127,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(entry, dict) or type(entry.get("step")) is not int or entry["step"] < 0:
         return None
-    return {key: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
-            for key, value in entry.items()}
+    return {key: _NOT_FINITE.get(value, value) if isinstance(value, str) else value for key, value in entry.items()}
 
 
 def _plain(key: str, value: object) -> float | int | str:

@@ -57,9 +57,7 @@ def test_manifest_describes_the_files(built: Path) -> None:
     manifest = DatasetManifest.load(built)
     assert {file.name for file in manifest.files} | {"manifest.json"} == set(os.listdir(built))
     assert all((built / file.name).stat().st_size == file.bytes for file in manifest.files)
-    assert (
-        manifest.splits["train"].tokens + manifest.splits["validation"].tokens == manifest.sources[0].tokens
-    )
+    assert manifest.splits["train"].tokens + manifest.splits["validation"].tokens == manifest.sources[0].tokens
     assert 10 < manifest.splits["validation"].documents < 80
     assert len(manifest.splits["train"].shards) > 2
     assert manifest.dtype == "uint16"
@@ -76,9 +74,7 @@ def test_lz4_holds_the_same_tokens(built: Path, build_config: Config, tmp_path: 
     manifest = build_dataset(build_config(compression="lz4"), tmp_path / "packed", show_progress=False)
     assert texts_of(tmp_path / "packed") == texts_of(built)
     plain = DatasetManifest.load(built)
-    assert [s.batches for s in manifest.splits["train"].shards] == [
-        s.batches for s in plain.splits["train"].shards
-    ]
+    assert [s.batches for s in manifest.splits["train"].shards] == [s.batches for s in plain.splits["train"].shards]
 
 
 def test_existing_tokenizer(built: Path, build_config: Config, tmp_path: Path) -> None:
@@ -179,14 +175,10 @@ def test_all_text_held_out(build_config: Config, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one document")
     source = {"kind": "text", "name": "one", "licence": "CC0", "glob": f"{tmp_path}/*.txt"}
     with pytest.raises(UserError, match="no text is left to train on"):
-        build_dataset(
-            build_config(sources=[source], validation=0.999999), tmp_path / "out", show_progress=False
-        )
+        build_dataset(build_config(sources=[source], validation=0.999999), tmp_path / "out", show_progress=False)
 
 
-def test_a_split_depends_on_the_text_alone(
-    built: Path, build_config: Config, corpus: Path, tmp_path: Path
-) -> None:
+def test_a_split_depends_on_the_text_alone(built: Path, build_config: Config, corpus: Path, tmp_path: Path) -> None:
     source = {"kind": "text", "name": "half", "licence": "CC0", "glob": f"{corpus}/0[01]*.txt"}
     config = build_config(sources=[source], tokenizer={"kind": "existing", "path": str(built)})
     build_dataset(config, tmp_path / "half", show_progress=False)
@@ -196,8 +188,7 @@ def test_a_split_depends_on_the_text_alone(
         dataset = TokenDataset(path, "validation")
         stream = np.concatenate([s.batch(b) for s in dataset.shards for b in range(len(s.info.batches))])
         return {
-            tokenizer.decode(part.tolist())
-            for part in np.split(stream, np.flatnonzero(stream == tokenizer.eos_id))
+            tokenizer.decode(part.tolist()) for part in np.split(stream, np.flatnonzero(stream == tokenizer.eos_id))
         }
 
     assert len(held_out(tmp_path / "half")) > 5
@@ -235,9 +226,7 @@ def test_a_full_disk(build_config: Config, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", program, build_config().model_dump_json(), str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert re.search(
-        r"UserError: .*out could not be built \(.*File too large.*nothing was published", result.stderr
-    )
+    assert re.search(r"UserError: .*out could not be built \(.*File too large.*nothing was published", result.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,9 +238,7 @@ def test_no_place_to_build(build_config: Config, tmp_path: Path) -> None:
 
 def test_the_standard_library_is_a_corpus(build_config: Config, tmp_path: Path) -> None:
     source = {"kind": "python_stdlib", "name": "stdlib", "licence": "PSF-2.0", "max_bytes": 2_000_000}
-    config = build_config(
-        sources=[source], tokenizer={"kind": "train", "vocabulary": 600, "sample_bytes": 200_000}
-    )
+    config = build_config(sources=[source], tokenizer={"kind": "train", "vocabulary": 600, "sample_bytes": 200_000})
     manifest = build_dataset(config, tmp_path / "out", show_progress=False)
     assert 1_500_000 < manifest.sources[0].bytes <= 2_000_000
     assert manifest.sources[0].origin.startswith("Python 3.")
@@ -277,27 +264,15 @@ def test_the_standard_library_is_a_corpus(build_config: Config, tmp_path: Path) 
             "the name 'a' is used twice",
         ),
         (
-            {
-                "sources": [
-                    {"kind": "debian", "name": "a", "licence": "b", "package": "--help", "include": ["*"]}
-                ]
-            },
+            {"sources": [{"kind": "debian", "name": "a", "licence": "b", "package": "--help", "include": ["*"]}]},
             "package",
         ),
         (
-            {
-                "sources": [
-                    {"kind": "debian", "name": "a", "licence": "b", "package": "bash", "include": ["../*"]}
-                ]
-            },
+            {"sources": [{"kind": "debian", "name": "a", "licence": "b", "package": "bash", "include": ["../*"]}]},
             "include",
         ),
         (
-            {
-                "sources": [
-                    {"kind": "debian", "name": "a", "licence": "b", "package": "bash", "include": ["/etc/*"]}
-                ]
-            },
+            {"sources": [{"kind": "debian", "name": "a", "licence": "b", "package": "bash", "include": ["/etc/*"]}]},
             "include",
         ),
         ({"validation": 1}, "validation"),

@@ -25,9 +25,7 @@ def flat(path: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def second(
-    built: Path, build_config: Callable[..., BuildConfig], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def second(built: Path, build_config: Callable[..., BuildConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another dataset of the same tokenizer."""
     out = tmp_path_factory.mktemp("second") / "stdlib"
     source = {"kind": "python_stdlib", "name": "stdlib", "licence": "PSF-2.0", "max_bytes": 60_000}
@@ -152,9 +150,7 @@ def test_any_number_of_loaders_gives_the_same_stream(built: Path) -> None:
 
 def test_the_tokenizer_must_be_the_shards_own(built: Path, dataset: Path) -> None:
     assert TokenDataset(built).open_tokenizer().digest == TokenDataset(built).tokenizer_digest
-    (dataset / "tokenizer.model").write_bytes(
-        train_tokenizer(["other words " + str(i) for i in range(99)], 290)
-    )
+    (dataset / "tokenizer.model").write_bytes(train_tokenizer(["other words " + str(i) for i in range(99)], 290))
     with pytest.raises(UserError, match="tokenizer that is not the shards' own"):
         TokenDataset(dataset).open_tokenizer()
     (dataset / "tokenizer.model").unlink()
@@ -165,9 +161,7 @@ def test_the_tokenizer_must_be_the_shards_own(built: Path, dataset: Path) -> Non
 def test_a_mixture_of_tokenizers_is_refused(
     built: Path, build_config: Callable[..., BuildConfig], tmp_path: Path
 ) -> None:
-    build_dataset(
-        build_config(tokenizer={"kind": "train", "vocabulary": 390}), tmp_path / "other", show_progress=False
-    )
+    build_dataset(build_config(tokenizer={"kind": "train", "vocabulary": 390}), tmp_path / "other", show_progress=False)
     with pytest.raises(UserError, match=r"data\.mixture: .*other and .*different tokenizers"):
         SampleReader(DataConfig(mixture={str(built): 1, str(tmp_path / "other"): 1}), LENGTH, 0)
 
@@ -181,9 +175,7 @@ def test_too_short_for_one_sample(built: Path) -> None:
 
 def test_validation_split(built: Path) -> None:
     reader = SampleReader(DataConfig(path=str(built)), LENGTH, 0, split="validation")
-    train = {
-        TokenDataset(built).window(w, LENGTH).tobytes() for w in range(TokenDataset(built).windows(LENGTH))
-    }
+    train = {TokenDataset(built).window(w, LENGTH).tobytes() for w in range(TokenDataset(built).windows(LENGTH))}
     assert reader.tokens(0).astype(np.uint16).tobytes() not in train
 
 

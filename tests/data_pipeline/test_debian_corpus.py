@@ -63,9 +63,7 @@ def test_without_apt(
     monkeypatch.setenv("PATH", "/nonexistent")
     words = {"kind": "text", "name": "words", "licence": "CC0", "glob": f"{corpus}/*.txt"}
     with pytest.raises(UserError, match=r"source 'poems': apt-get is not installed.*`optional: true`"):
-        build_dataset(
-            build_config(sources=[words, POEMS]), tmp_path / "out", tmp_path / "cache", show_progress=False
-        )
+        build_dataset(build_config(sources=[words, POEMS]), tmp_path / "out", tmp_path / "cache", show_progress=False)
     config = build_config(sources=[{**POEMS, "optional": True}, words])
     build_dataset(config, tmp_path / "out", tmp_path / "cache", show_progress=False)
     poems, rest = DatasetManifest.load(tmp_path / "out").sources

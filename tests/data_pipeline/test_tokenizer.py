@@ -31,9 +31,7 @@ AWKWARD = [
     " \u2047 ",
 ]
 texts = st.lists(st.one_of(st.text(), st.sampled_from(SPECIALS + AWKWARD)), max_size=8).map("".join)
-any_text = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+any_text = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(text=texts)
@@ -89,9 +87,7 @@ def test_newline_tab_and_digits_stand_alone(tokenizer: Tokenizer) -> None:
     assert [p for p in pieces if "\n" in p] == ["\n"]
     assert [p for p in pieces if "\t" in p] == ["\t"]
     assert not [
-        p
-        for p in pieces
-        if len(p.strip("\u2581")) > 1 and any(c.isdigit() for c in p) and not p.startswith("<0x")
+        p for p in pieces if len(p.strip("\u2581")) > 1 and any(c.isdigit() for c in p) and not p.startswith("<0x")
     ]
 
 

@@ -177,11 +177,7 @@ def test_stats(built: Path) -> None:
     assert sum(stats["document_lengths"].values()) == stats["documents"] == 404
     assert stats["splits"]["train"]["tokens"] + stats["splits"]["validation"]["tokens"] == stats["tokens"]
     lengths = np.concatenate(
-        [
-            np.diff(s.documents()[0], prepend=0)
-            for x in ("train", "validation")
-            for s in TokenDataset(built, x).shards
-        ]
+        [np.diff(s.documents()[0], prepend=0) for x in ("train", "validation") for s in TokenDataset(built, x).shards]
     )
     assert stats["document_lengths"] == {
         2**p: c for p in range(64) if (c := int(np.sum((lengths >= 2**p) & (lengths < 2 ** (p + 1)))))
