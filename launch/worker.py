@@ -67,7 +67,16 @@ def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | N
     start = session.resume()
     until = min(until or config.train.steps, config.train.steps)
     train_config = config.train
-    feed = Feed(reader, objective, train_config.global_batch, train_config.micro_batch, mesh.data_rank, mesh.data_size)
+    feed = Feed(
+        reader,
+        objective,
+        train_config.global_batch,
+        train_config.micro_batch,
+        mesh.data_rank,
+        mesh.data_size,
+        mesh.context_rank,
+        config.parallel.context,
+    )
     with session.opened(start), ProgressBar(config.name, until - start, visible=rank.is_first) as bar:
 
         def report(step: int, values: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ Shapes: S sequence (S/T with sequence parallelism), B batch, D width, F features
 Every weight says which logical tensor it holds (see `parallel.logical`).
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -122,13 +122,14 @@ class RMSNorm(nn.Module):
         return (wide * scale).to(x.dtype) * self.weight
 
 
-def annotate_vocabulary(weight: nn.Parameter, mesh: Mesh, name: str, vocabulary: int, width: int) -> None:
-    """Say which rows of logical matrix `name` [vocabulary, width] this rank's padded shard holds."""
+def annotate_vocabulary(weight: nn.Parameter, mesh: Mesh, name: str, vocabulary: int, width: int) -> int:
+    """Say which rows of logical matrix `name` [vocabulary, width] this rank's padded shard holds; returns how many."""
     share = padded_vocabulary(vocabulary, mesh.layout.tensor) // mesh.layout.tensor
     first = mesh.tensor_rank * share
     count = max(0, min(share, vocabulary - first))
     annotate(weight, [rows_block(name, vocabulary, width, first, count, 0)])
     _mark_sharded(weight, mesh, dim=0)
+    return count
 
 
 def _mark_sharded(weight: nn.Parameter, mesh: Mesh, dim: int) -> None:
@@ -174,37 +175,34 @@ def _megatron_row(config: Any, inputs: int, outputs: int) -> _FirstOutput:
 class VocabularyHead(nn.Module):
     """Output projection, cut by vocabulary, with the loss on the rows that count (`parallel.vocab_loss`)."""
 
-    def __init__(self, mesh: Mesh, config: Any, name: str, vocabulary: int, width: int, chunk_rows: int) -> None:
+    def __init__(self, mesh: Mesh, name: str, vocabulary: int, width: int, chunk_rows: int) -> None:
         super().__init__()
         self._mesh = mesh
         self._chunk_rows = chunk_rows
-        padded = padded_vocabulary(vocabulary, mesh.layout.tensor)
-        self.projection = (
-            PlainLinear(width, padded) if mesh.layout.tensor == 1 else _megatron_column(config, width, padded)
-        )
-        annotate_vocabulary(self.projection.weight, mesh, name, vocabulary, width)
-        self._local_vocabulary = self.projection.weight.logical_blocks[0].box.size[0]  # type: ignore[attr-defined]
+        rows = padded_vocabulary(vocabulary, mesh.layout.tensor) // mesh.layout.tensor
+        self.weight = nn.Parameter(torch.empty(rows, width))
+        self._local_vocabulary = annotate_vocabulary(self.weight, mesh, name, vocabulary, width)
 
     def forward(
         self, x_SBD: torch.Tensor, rows_R: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted loss sum (nats, scalar) and cross-entropy per row [R]; `rows_R` index the flattened [S, B]."""
-        if self._mesh.layout.tensor > 1:
+        layout = self._mesh.layout
+        if layout.tensor == 1:
+            hidden_RD = x_SBD.flatten(0, 1)[rows_R]
+        else:
             from megatron.core import tensor_parallel
 
-            if self._mesh.layout.sequence:
+            if layout.sequence:
                 whole = tensor_parallel.gather_from_sequence_parallel_region(x_SBD, tensor_parallel_output_grad=True)
                 hidden_RD = whole.flatten(0, 1)[rows_R]
             else:
                 hidden_RD = tensor_parallel.copy_to_tensor_model_parallel_region(x_SBD.flatten(0, 1)[rows_R])
-        else:
-            hidden_RD = x_SBD.flatten(0, 1)[rows_R]
-        weight = cast(nn.Parameter, self.projection.weight)
         return chunked_vocab_loss(
-            self._mesh, hidden_RD, weight, targets_R, weights_R, self._chunk_rows, self._local_vocabulary
+            self._mesh, hidden_RD, self.weight, targets_R, weights_R, self._chunk_rows, self._local_vocabulary
         )
 
     def logits(self, x_SBD: torch.Tensor) -> torch.Tensor:
         """Float32 logits [S, B, V]; one tensor rank only."""
         assert self._mesh.layout.tensor == 1, "logits are for inference on one tensor rank"
-        return self.projection(x_SBD).float()
+        return F.linear(x_SBD, self.weight).float()

@@ -11,8 +11,11 @@ from runtime.settings import Settings
 class ParallelConfig(Settings):
     """Axes of the layout. The data-parallel size is what remains of the world.
 
-    `zero`: 0 replicates the optimizer, 1 shards its state over data-parallel ranks (ZeRO stage 1).
-    `recompute`: which activations are computed again in the backward pass instead of kept.
+    `zero`: 0 replicates the optimizer; 1, 2, 3 shard its state, also gradients, also weights over data-parallel
+    ranks (ZeRO stages). `sequence`: activations between tensor-parallel layers are cut along the sequence.
+    `recompute`: which activations are computed again in the backward pass instead of kept (`selective`: inside
+    attention). `overlap`: reduce gradients and gather parameters while computing. `offload`: keep optimizer state,
+    or parameters too, in host memory. `compile`: torch.compile each block.
     """
 
     engine: Literal["megatron", "deepspeed"] = "megatron"
@@ -23,44 +26,99 @@ class ParallelConfig(Settings):
     sequence: bool = False
     zero: int = Field(1, ge=0, le=3)
     recompute: Literal["none", "selective", "full"] = "none"
+    overlap: bool = False
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    compile: bool = False
 
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
-        for axis in ("pipeline", "virtual_pipeline", "context"):
-            if getattr(self, axis) > 1:
-                raise ValueError(
-                    f"parallel.{axis}={getattr(self, axis)} is not offered by this version: set parallel.{axis}=1"
-                )
-        if self.zero > 1:
-            raise ValueError(f"parallel.zero={self.zero} is not offered by this version: set parallel.zero=1")
-        if self.engine == "deepspeed" and self.zero == 0:
-            raise ValueError(
-                "parallel.zero=0 with parallel.engine=deepspeed reports no gradient norm: set parallel.zero=1"
-            )
         if self.sequence and self.tensor == 1:
             raise ValueError(
                 "parallel.sequence=true needs tensor ranks: set parallel.tensor above 1 or parallel.sequence=false"
             )
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise ValueError(
+                "parallel.virtual_pipeline needs stages: set parallel.pipeline above 1 or parallel.virtual_pipeline=1"
+            )
+        if self.engine == "megatron":
+            self._megatron_can()
+        else:
+            self._deepspeed_can()
         return self
+
+    def _megatron_can(self) -> None:
+        if self.zero > 1:
+            mend = (
+                "set parallel.zero=1"
+                if self.pipeline * self.context > 1
+                else "set parallel.zero=1 or parallel.engine=deepspeed"
+            )
+            raise ValueError(f"parallel.zero={self.zero} is not offered by parallel.engine=megatron: {mend}")
+        if self.offload != "none":
+            raise ValueError(
+                f"parallel.offload={self.offload} is not offered by parallel.engine=megatron: use deepspeed"
+            )
+        if self.overlap and self.zero == 0:
+            raise ValueError(
+                "parallel.overlap=true gathers sharded parameters: set parallel.zero=1 or parallel.overlap=false"
+            )
+
+    def _deepspeed_can(self) -> None:
+        for axis in ("pipeline", "context"):
+            if getattr(self, axis) > 1:
+                raise ValueError(
+                    f"parallel.{axis}={getattr(self, axis)} is not offered by parallel.engine=deepspeed: "
+                    f"set parallel.engine=megatron with parallel.zero=1, or parallel.{axis}=1"
+                )
+        if self.zero == 0:
+            raise ValueError(
+                "parallel.zero=0 with parallel.engine=deepspeed reports no gradient norm: set parallel.zero=1"
+            )
+        if self.sequence:
+            raise ValueError(
+                "parallel.sequence=true is not offered by parallel.engine=deepspeed: set parallel.sequence=false"
+            )
+        if self.overlap:
+            raise ValueError(
+                "parallel.overlap=true is not offered by parallel.engine=deepspeed: set parallel.overlap=false"
+            )
+        if self.offload == "parameters" and self.zero != 3:
+            raise ValueError(
+                "parallel.offload=parameters needs sharded weights: set parallel.zero=3 or parallel.offload=optimizer"
+            )
 
     @property
     def model_size(self) -> int:
         """Ranks that hold one copy of the model."""
         return self.tensor * self.pipeline * self.context
 
+    @property
+    def chunks(self) -> int:
+        """Pieces of the model along its depth."""
+        return self.pipeline * self.virtual_pipeline
+
     def data_size(self, world: int) -> int:
         """Data-parallel size in a world of `world` ranks. Raises UserError if the layout does not divide it."""
         if world % self.model_size:
+            axes = " × ".join(
+                f"parallel.{axis}={getattr(self, axis)}"
+                for axis in ("tensor", "pipeline", "context")
+                if getattr(self, axis) > 1
+            )
             fit = max(n for n in range(1, self.tensor + 1) if self.tensor % n == 0 and world % n == 0)
+            nearest = f"set parallel.tensor={fit}" if self.model_size == self.tensor else "make an axis smaller"
             raise UserError(
-                f"parallel.tensor={self.tensor} does not divide the world of {world} processes: "
-                f"set parallel.tensor={fit} or start a multiple of {self.model_size} processes"
+                f"{axes} does not divide the world of {world} processes: "
+                f"{nearest} or start a multiple of {self.model_size} processes"
             )
         return world // self.model_size
 
     def describe(self, world: int) -> str:
         """A short name such as `megatron tp2 dp4 zero1`."""
-        axes = [("tp", self.tensor), ("pp", self.pipeline), ("cp", self.context), ("dp", self.data_size(world))]
+        axes = [
+            ("tp", self.tensor), ("pp", self.pipeline), ("v", self.virtual_pipeline),
+            ("cp", self.context), ("dp", self.data_size(world)),
+        ]  # fmt: skip
         cut = [f"{name}{size}" for name, size in axes if size > 1] or ["single"]
         extra = ["sp"] if self.sequence else []
         return " ".join([self.engine, *cut, *extra, f"zero{self.zero}"])

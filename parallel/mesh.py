@@ -19,6 +19,7 @@ _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 class Mesh:
     """Sizes and coordinates of this rank on each axis, and its device.
 
+    `data_rank` and `data_size` leave context ranks out: those share their samples, each with a part of the sequence.
     `control` is a gloo group over the whole world for small agreements on host memory
     (None where there is a single process and no process group).
     """
@@ -28,6 +29,8 @@ class Mesh:
     world: int
     device: torch.device
     tensor_rank: int = 0
+    pipeline_rank: int = 0
+    context_rank: int = 0
     data_rank: int = 0
     data_size: int = 1
     control: Any = None
@@ -60,13 +63,21 @@ class Mesh:
         from megatron.core import parallel_state
 
         parallel_state.destroy_model_parallel()
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=layout.tensor)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tensor,
+            pipeline_model_parallel_size=layout.pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+            context_parallel_size=layout.context,
+            create_gloo_process_groups=False,
+        )
         return cls(
             layout=layout,
             rank=rank.rank,
             world=rank.world,
             device=device,
             tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+            pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+            context_rank=parallel_state.get_context_parallel_rank(),
             data_rank=parallel_state.get_data_parallel_rank(),
             data_size=data_size,
             control=dist.group.WORLD if device.type == "cpu" else dist.new_group(backend="gloo"),
@@ -75,12 +86,12 @@ class Mesh:
     @property
     def speaks_for_data_rank(self) -> bool:
         """Whether this rank adds its data-parallel rank's share to sums over the world (each share once)."""
-        return self.tensor_rank == 0
+        return self.tensor_rank == self.pipeline_rank == self.context_rank == 0
 
-    def sum_shares(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum `values` (host memory) over data-parallel ranks; every rank gets the same result."""
-        share = values if self.speaks_for_data_rank else torch.zeros_like(values)
-        return self.sum_all(share)
+    @property
+    def speaks_for_loss(self) -> bool:
+        """Whether this rank adds its loss to sums over the world: the last stage has it, context ranks a part each."""
+        return self.tensor_rank == 0 and self.pipeline_rank == self.layout.pipeline - 1
 
     def sum_all(self, values: torch.Tensor) -> torch.Tensor:
         """Sum `values` (host memory) over all ranks of the world."""

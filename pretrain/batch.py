@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-LEVEL_BINS = 10
-
 
 @dataclass(frozen=True)
 class MicroBatch:

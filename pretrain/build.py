@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 from parallel.engines.base import Engine
+from parallel.megatron_config import transformer_config
 from parallel.mesh import Mesh
+from parallel.stages import Stage, split_stages
 from pretrain.config import RunConfig
-from pretrain.initialise import initialise
+from pretrain.flops import training_flops_per_token
+from pretrain.initialise import initialise_engine
 from pretrain.model import Transformer
 
 
 def build_engine(config: RunConfig, mesh: Mesh) -> Engine:
     """The model with freshly initialised weights under `mesh`'s layout, in the engine that the layout names."""
     shape, train = config.model, config.train
-    from parallel.megatron_config import transformer_config
-
-    engine_config = transformer_config(mesh, shape.layers, shape.width, shape.heads, train.precision)
-    model = Transformer(shape, mesh, engine_config, config.objective.causal, train.head_chunk)
-    initialise(model, shape, train.seed)
-    model = model.to(mesh.device)
-    micro_batches = config.micro_batches(mesh.world)
+    engine_config = transformer_config(mesh, shape.width, shape.heads, train.precision)
+    build = partial(Transformer, shape, mesh, engine_config, config.objective.causal, train.head_chunk)
+    engine: Engine
     if mesh.layout.engine == "deepspeed":
         from parallel.engines.deepspeed import DeepSpeedEngine
 
-        DeepSpeedEngine.prepare(mesh)
-        return DeepSpeedEngine(mesh, model, config.optimizer, train.precision, micro_batches)
-    from parallel.engines.megatron import MegatronEngine
+        engine = DeepSpeedEngine(mesh, build, config.optimizer, train.precision, config.micro_batches(mesh.world))
+    else:
+        from parallel.engines.megatron import MegatronEngine
 
-    return MegatronEngine(mesh, engine_config, model, config.optimizer, train.precision, train.sequence_length)
+        chunks = pipeline_stages(config)[mesh.pipeline_rank :: mesh.layout.pipeline]
+        models = [build(stage).to(mesh.device) for stage in chunks]
+        engine = MegatronEngine(
+            mesh, engine_config, models, config.optimizer, train.precision, train.sequence_length, train.micro_batch
+        )
+    initialise_engine(engine, shape, train.seed)
+    return engine
 
 
-def model_identity(config: RunConfig) -> dict[str, Any]:
-    """What must agree between a checkpoint and the run that loads it."""
-    return {"model": config.model.model_dump(), "causal": config.objective.causal}
+def pipeline_stages(config: RunConfig) -> list[Stage]:
+    """The model's chunks in order of depth, balanced by FLOPs: the head weighs as many layers as it costs."""
+    flops = training_flops_per_token(
+        config.model, config.train.sequence_length, config.objective.causal, config.objective.head_rows
+    )
+    layer = (flops.projections + flops.attention) / config.model.layers
+    return split_stages(config.model.layers, config.parallel.chunks, head_cost=flops.head / layer)

@@ -117,24 +117,36 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        tensor = self.parallel.tensor
+        layout, train = self.parallel, self.train
         for key in ("heads", "kv_heads", "ffn"):
-            _divides(f"model.{key}", getattr(self.model, key), "parallel.tensor", tensor)
-        if self.parallel.sequence:
-            _divides("train.sequence_length", self.train.sequence_length, "parallel.tensor", tensor)
-        _divides("train.global_batch", self.train.global_batch, "train.micro_batch", self.train.micro_batch)
+            _divides(f"model.{key}", getattr(self.model, key), "parallel.tensor", layout.tensor)
+        _divides("train.sequence_length", train.sequence_length, "parallel.context", layout.context)
+        if layout.sequence:
+            part = train.sequence_length // layout.context
+            _divides("train.sequence_length / parallel.context", part, "parallel.tensor", layout.tensor)
+        _divides("train.global_batch", train.global_batch, "train.micro_batch", train.micro_batch)
+        if layout.chunks > self.model.layers:
+            raise ValueError(
+                f"parallel.pipeline × parallel.virtual_pipeline = {layout.chunks} needs as many layers, "
+                f"model.layers={self.model.layers}: set parallel.pipeline={min(layout.pipeline, self.model.layers)} "
+                f"and parallel.virtual_pipeline=1"
+            )
         return self
 
     def micro_batches(self, world: int) -> int:
         """Micro-batches per step and data-parallel rank. Raises UserError if the batch does not divide."""
         data = self.parallel.data_size(world)
-        if self.train.global_batch % (data * self.train.micro_batch):
-            nearest = (
-                max(1, round(self.train.global_batch / (data * self.train.micro_batch))) * data * self.train.micro_batch
-            )
+        unit = data * self.train.micro_batch
+        if self.parallel.virtual_pipeline > 1:
+            unit *= self.parallel.pipeline  # interleaved schedules take micro-batches a pipeline's width at a time
+        if self.train.global_batch % unit:
+            parts = f"{data} data-parallel ranks × train.micro_batch={self.train.micro_batch}"
+            if self.parallel.virtual_pipeline > 1:
+                parts += f" × parallel.pipeline={self.parallel.pipeline} (interleaved)"
+            nearest = max(1, round(self.train.global_batch / unit)) * unit
             raise UserError(
-                f"train.global_batch={self.train.global_batch} is not a multiple of {data} data-parallel ranks × "
-                f"train.micro_batch={self.train.micro_batch}: set train.global_batch={nearest}"
+                f"train.global_batch={self.train.global_batch} is not a multiple of {parts}: "
+                f"set train.global_batch={nearest}"
             )
         return self.train.global_batch // (data * self.train.micro_batch)
 

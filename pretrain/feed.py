@@ -34,7 +34,10 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class Feed:
-    """Builds step batches: sample step · global_batch + position; a data rank takes consecutive positions."""
+    """Builds step batches: sample step · global_batch + position; a data rank takes consecutive positions.
+
+    Context ranks share the samples of a data rank, each with its part of the sequence.
+    """
 
     reader: TokenReader
     objective: SampleObjective
@@ -42,6 +45,8 @@ class Feed:
     micro_batch: int
     data_rank: int
     data_size: int
+    context_rank: int = 0
+    context_size: int = 1
 
     def step(self, step: int) -> StepBatch:
         """Share of this data rank in step `step` (counted from 0)."""
@@ -53,24 +58,29 @@ class Feed:
             words = sample.digest(j)
             low, high = (low + words[0]) % _WORD, (high + words[1]) % _WORD
         cut = range(0, share, self.micro_batch)
-        micro_batches = tuple(collate(samples[k : k + self.micro_batch]) for k in cut)
+        micro_batches = tuple(
+            collate(samples[k : k + self.micro_batch], self.context_rank, self.context_size) for k in cut
+        )
         return StepBatch(micro_batches, sum(s.length for s in samples), (low, high))
 
     def _sample(self, index: int) -> Sample:
         return self.objective.prepare(self.reader.tokens(index), index)
 
 
-def collate(samples: Sequence[Sample]) -> MicroBatch:
-    """Stack samples; rows index the flattened [S, B] activations."""
+def collate(samples: Sequence[Sample], context_rank: int = 0, context_size: int = 1) -> MicroBatch:
+    """Stack samples; rows index the flattened [S, B] activations. A context rank gets its part of the sequence."""
     batch, length = len(samples), len(samples[0].inputs)
-    rows = [sample.positions * batch + b for b, sample in enumerate(samples)]
-    levels = [np.full(len(s.positions), s.level_bin, dtype=np.int64) for s in samples]
+    part = length // context_size
+    first = context_rank * part
+    mine = [(s.positions >= first) & (s.positions < first + part) for s in samples]
+    rows = [(s.positions[m] - first) * batch + b for b, (s, m) in enumerate(zip(samples, mine, strict=True))]
+    levels = [np.full(m.sum(), s.level_bin, dtype=np.int64) for s, m in zip(samples, mine, strict=True)]
     lengths = np.array([s.length for s in samples])
     return MicroBatch(
-        inputs_BS=torch.from_numpy(np.stack([s.inputs for s in samples])),
+        inputs_BS=torch.from_numpy(np.stack([s.inputs[first : first + part] for s in samples])),
         rows_R=torch.from_numpy(np.concatenate(rows)),
-        targets_R=torch.from_numpy(np.concatenate([s.targets for s in samples])),
-        weights_R=torch.from_numpy(np.concatenate([s.weights for s in samples])),
+        targets_R=torch.from_numpy(np.concatenate([s.targets[m] for s, m in zip(samples, mine, strict=True)])),
+        weights_R=torch.from_numpy(np.concatenate([s.weights[m] for s, m in zip(samples, mine, strict=True)])),
         levels_R=torch.from_numpy(np.concatenate(levels)),
         lengths_B=torch.from_numpy(lengths) if (lengths < length).any() else None,
     )

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import xxhash
 
-from parallel.logical import Block, logical_parameters
+from parallel.engines.base import Engine
+from parallel.logical import Extent, Rectangle, logical_parameters
 from pretrain.shape import ModelShape
 
 _ROWS_PER_DRAW = 256
@@ -20,14 +21,30 @@ _ROWS_PER_DRAW = 256
 
 @torch.no_grad()
 def initialise(model: torch.nn.Module, shape: ModelShape, seed: int) -> None:
-    """Fill every parameter of `model` in place; padding rows of the vocabulary become zero."""
+    """Fill every parameter of a model that no engine holds, in place; padding rows of the vocabulary become zero."""
     for parameter, blocks in logical_parameters(model):
-        if parameter.dim() == 1:
-            parameter.fill_(1.0)
-            continue
         parameter.zero_()
         for block in blocks:
-            parameter[block.box.slices] = _normal(block, seed, _deviation(block.name, shape)).to(parameter)
+            where = Rectangle(block.offset, block.box.size)
+            parameter[block.box.slices] = initial_values(block.name, block.shape, where, shape, seed).to(parameter)
+
+
+@torch.no_grad()
+def initialise_engine(engine: Engine, shape: ModelShape, seed: int) -> None:
+    """Fill the weights that an engine holds, each rank only the pieces it owns; Adam's moments become zero."""
+    for fragment in engine.fragments():
+        fragment.values.zero_()
+        if fragment.kind == "weight":
+            for name, logical_shape, where, view in fragment.pieces():
+                view.copy_(initial_values(name, logical_shape, where, shape, seed))
+    engine.finish_load(0)
+
+
+def initial_values(name: str, logical_shape: Extent, where: Rectangle, shape: ModelShape, seed: int) -> torch.Tensor:
+    """Initial float32 values of box `where` of logical tensor `name`."""
+    if len(logical_shape) == 1:
+        return torch.ones(where.size)
+    return _normal(name, logical_shape, where, seed) * _deviation(name, shape)
 
 
 def _deviation(name: str, shape: ModelShape) -> float:
@@ -35,16 +52,16 @@ def _deviation(name: str, shape: ModelShape) -> float:
     return shape.init_std / math.sqrt(2 * shape.layers) if residual else shape.init_std
 
 
-def _normal(block: Block, seed: int, deviation: float) -> torch.Tensor:
+def _normal(name: str, logical_shape: Extent, where: Rectangle, seed: int) -> torch.Tensor:
     """Rows of a logical matrix in draws of fixed size, so that a shard draws only what it overlaps."""
-    (first, column), (rows, columns) = block.offset, block.box.size
-    key = xxhash.xxh3_64_intdigest(block.name.encode(), seed=seed)
+    (first, column), (rows, columns) = where.start, where.size
+    key = xxhash.xxh3_64_intdigest(name.encode(), seed=seed)
     values = np.empty((rows, columns), dtype=np.float32)
     for draw in range(first // _ROWS_PER_DRAW, -(-(first + rows) // _ROWS_PER_DRAW)):
         generator = np.random.Generator(np.random.Philox(key=np.array([key, draw], dtype=np.uint64)))
         top = draw * _ROWS_PER_DRAW
-        count = min(_ROWS_PER_DRAW, block.shape[0] - top)
-        drawn = generator.standard_normal((count, block.shape[1]), dtype=np.float32)
+        count = min(_ROWS_PER_DRAW, logical_shape[0] - top)
+        drawn = generator.standard_normal((count, logical_shape[1]), dtype=np.float32)
         low, high = max(first, top), min(first + rows, top + count)
         values[low - first : high - first] = drawn[low - top : high - top, column : column + columns]
-    return torch.from_numpy(values) * deviation
+    return torch.from_numpy(values)

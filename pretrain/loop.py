@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from data_pipeline.loader import Loader
-from parallel.engines.base import Engine, StepResult
+from parallel.engines.base import LEVEL_BINS, Engine, StepResult
 from parallel.mesh import Mesh
-from pretrain.batch import LEVEL_BINS
 from pretrain.config import RunConfig
 from pretrain.device import peak_flops, peak_memory
 from pretrain.feed import Feed, StepBatch

@@ -17,16 +17,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from parallel.context import gather_sequence, local_positions
+from parallel.engines.base import LEVEL_BINS, STATISTICS
 from parallel.layers import Embedding, RMSNorm, VocabularyHead, column_linear, row_linear
 from parallel.mesh import Mesh
-from pretrain.batch import LEVEL_BINS, MicroBatch
+from parallel.stages import Stage
+from pretrain.batch import MicroBatch
 from pretrain.shape import ModelShape
 
 
-def rotary_table(length: int, head_width: int, theta: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_table(positions: torch.Tensor, head_width: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines [S, 1, 1, H] in float32 for rotate-half RoPE (Su et al. 2021; layout of the LLaMA code)."""
-    exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device=device) / head_width
-    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), theta**-exponents)
+    exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device=positions.device) / head_width
+    angles = torch.outer(positions.float(), theta**-exponents)
     angles_SH = torch.cat((angles, angles), dim=-1)[:, None, None, :]
     return angles_SH.cos(), angles_SH.sin()
 
@@ -46,6 +49,7 @@ class Attention(nn.Module):
         ranks, head = mesh.layout.tensor, shape.head_width
         self._heads, self._kv_heads, self._head_width = shape.heads // ranks, shape.kv_heads // ranks, head
         self._causal = causal
+        self._mesh = mesh
         self._recompute = mesh.layout.recompute == "selective"
         parts = {
             f"{name}.query": shape.heads * head,
@@ -56,28 +60,26 @@ class Attention(nn.Module):
         self.output = row_linear(mesh, config, shape.heads * head, shape.width, f"{name}.output")
 
     def forward(
-        self, x_SBD: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], keep_BS: torch.Tensor | None
+        self, x_SBD: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """[S, B, D] → [S, B, D]; `keep_BS` is False where a key is padding (None: no padding)."""
+        """[S, B, D] → [S, B, D]; `mask` as `attention_mask` gives it."""
         n, k, h = self._heads, self._kv_heads, self._head_width
         fused = self.qkv(x_SBD)
         s, b, _ = fused.shape
         q_SBNH, k_SBKH, v_SBKH = fused.view(s, b, n + 2 * k, h).split((n, k, k), dim=2)
         q_SBNH, k_SBKH = rotate(q_SBNH, table), rotate(k_SBKH, table)
         attend = partial(checkpoint, self._attend, use_reentrant=False) if self._recompute else self._attend
-        mixed_SBD = attend(q_SBNH, k_SBKH, v_SBKH, keep_BS)
+        mixed_SBD = attend(q_SBNH, k_SBKH, v_SBKH, mask)
         return self.output(mixed_SBD)
 
     def _attend(
-        self, q_SBNH: torch.Tensor, k_SBKH: torch.Tensor, v_SBKH: torch.Tensor, keep_BS: torch.Tensor | None
+        self, q_SBNH: torch.Tensor, k_SBKH: torch.Tensor, v_SBKH: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
+        k_SBKH, v_SBKH = gather_sequence(self._mesh, k_SBKH), gather_sequence(self._mesh, v_SBKH)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q_SBNH, k_SBKH, v_SBKH))
-        if self._causal:
-            # padding stands at the end, where no counting query of a causal model looks
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self._kv_heads != self._heads)
-        else:
-            mask = None if keep_BS is None else keep_BS[:, None, None, :]
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self._kv_heads != self._heads)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=self._causal and mask is None, enable_gqa=self._kv_heads != self._heads
+        )
         return mixed.permute(2, 0, 1, 3).flatten(2)
 
 
@@ -106,55 +108,86 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(shape, mesh, config, f"{name}.feed_forward")
 
     def forward(
-        self, x_SBD: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], keep_BS: torch.Tensor | None
+        self, x_SBD: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None
     ) -> torch.Tensor:
         """[S, B, D] → [S, B, D]."""
-        x_SBD = x_SBD + self.attention(self.attention_norm(x_SBD), table, keep_BS)
+        x_SBD = x_SBD + self.attention(self.attention_norm(x_SBD), table, mask)
         return x_SBD + self.feed_forward(self.feed_forward_norm(x_SBD))
 
 
 class Transformer(nn.Module):
-    """Token ids to loss (training) or logits (inference)."""
+    """Token ids to loss (training) or logits (inference); under a pipeline, one stage of that.
 
-    def __init__(self, shape: ModelShape, mesh: Mesh, config: Any, causal: bool, head_chunk: int) -> None:
+    A stage without the embedding takes `input_SBD` from the stage before, one without the head returns activations.
+    """
+
+    def __init__(
+        self, shape: ModelShape, mesh: Mesh, config: Any, causal: bool, head_chunk: int, stage: Stage | None = None
+    ) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.causal = shape, causal
+        self.stage = stage or Stage.whole(shape.layers)
+        self.input_SBD: torch.Tensor | None = None
+        self._mesh = mesh
         self._recompute = mesh.layout.recompute == "full"
-        self.embedding = Embedding(mesh, config, "embedding", shape.vocabulary, shape.width)
-        self.blocks = nn.ModuleList(Block(shape, mesh, config, f"blocks.{i}", causal) for i in range(shape.layers))
-        self.norm = RMSNorm(mesh, "norm", shape.width, shape.norm_epsilon)
-        self.head = VocabularyHead(mesh, config, "head", shape.vocabulary, shape.width, head_chunk)
+        if self.stage.embeds:
+            self.embedding = Embedding(mesh, config, "embedding", shape.vocabulary, shape.width)
+        self.blocks = nn.ModuleList(Block(shape, mesh, config, f"blocks.{i}", causal) for i in self.stage.layers)
+        if self.stage.has_head:
+            self.norm = RMSNorm(mesh, "norm", shape.width, shape.norm_epsilon)
+            self.head = VocabularyHead(mesh, "head", shape.vocabulary, shape.width, head_chunk)
 
-    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted loss sum (nats, scalar) and its statistics [1 + 2·LEVEL_BINS] in float64.
+    def forward(self, batch: MicroBatch) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Weighted loss sum (nats, scalar) and its statistics [STATISTICS] in float64.
 
-        The statistics are the loss sum, then Σ CE and row count per noise-level bin.
+        The statistics are the loss sum, then Σ CE and row count per noise-level bin. A stage without the head
+        returns its activations [S, B, D] instead.
         """
         x_SBD = self._hidden(batch.inputs_BS, batch.lengths_B)
-        loss_sum, losses_R = self.head(x_SBD, batch.rows_R, batch.targets_R, batch.weights_R)
+        if not self.stage.has_head:
+            return x_SBD
+        loss_sum, losses_R = self.head(self.norm(x_SBD), batch.rows_R, batch.targets_R, batch.weights_R)
         return loss_sum, _statistics(loss_sum, losses_R, batch.levels_R)
 
     def logits(self, ids_BS: torch.Tensor) -> torch.Tensor:
-        """Float32 logits [B, S, V] of every position, on one tensor rank."""
-        return self.head.logits(self._hidden(ids_BS, None)).transpose(0, 1)
+        """Float32 logits [B, S, V] of every position; the whole model on one rank."""
+        return self.head.logits(self.norm(self._hidden(ids_BS, None))).transpose(0, 1)
 
     def _hidden(self, ids_BS: torch.Tensor, lengths_B: torch.Tensor | None) -> torch.Tensor:
-        length = ids_BS.shape[1]
-        table = rotary_table(length, self.shape.head_width, self.shape.rope_theta, ids_BS.device)
-        keep_BS = None
-        if lengths_B is not None:
-            keep_BS = torch.arange(length, device=ids_BS.device)[None, :] < lengths_B[:, None]
-        x_SBD = self.embedding(ids_BS)
+        positions = local_positions(self._mesh, ids_BS.shape[1], ids_BS.device)
+        table = rotary_table(positions, self.shape.head_width, self.shape.rope_theta)
+        mask = attention_mask(positions, self._mesh.layout.context, self.causal, lengths_B)
+        x_SBD = self.embedding(ids_BS) if self.stage.embeds else self.input_SBD
+        assert x_SBD is not None, "a stage without the embedding needs the activations of the one before"
         for block in self.blocks:
             if self._recompute and self.training:
-                x_SBD = checkpoint(block, x_SBD, table, keep_BS, use_reentrant=False)
+                x_SBD = checkpoint(block, x_SBD, table, mask, use_reentrant=False)
             else:
-                x_SBD = block(x_SBD, table, keep_BS)
-        return self.norm(x_SBD)
+                x_SBD = block(x_SBD, table, mask)
+        return x_SBD
+
+
+def attention_mask(
+    positions: torch.Tensor, context_ranks: int, causal: bool, lengths_B: torch.Tensor | None
+) -> torch.Tensor | None:
+    """What this rank's queries may see: bool, broadcastable to [B, N, queries, keys], True = may; None = the default.
+
+    The default is everything, or with `causal` on one context rank the lower triangle. A bidirectional query sees
+    no padding; for a causal one padding stands at the end, where no counting query looks.
+    """
+    if causal:
+        if context_ranks == 1:
+            return None
+        keys = torch.arange(len(positions) * context_ranks, device=positions.device)
+        return (keys[None, :] <= positions[:, None])[None, None]
+    if lengths_B is None:
+        return None
+    keys = torch.arange(len(positions) * context_ranks, device=positions.device)
+    return (keys[None, :] < lengths_B[:, None])[:, None, None, :]
 
 
 def _statistics(loss_sum: torch.Tensor, losses_R: torch.Tensor, levels_R: torch.Tensor) -> torch.Tensor:
-    stats = torch.zeros(1 + 2 * LEVEL_BINS, dtype=torch.float64, device=losses_R.device)
+    stats = torch.zeros(STATISTICS, dtype=torch.float64, device=losses_R.device)
     stats[0] = loss_sum.detach()
     stats.index_add_(0, 1 + levels_R, losses_R.double())
     stats.index_add_(0, 1 + LEVEL_BINS + levels_R, torch.ones_like(losses_R, dtype=torch.float64))

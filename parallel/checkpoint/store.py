@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from parallel.checkpoint.manifest import CheckpointManifest, StoredBlock, StoredFile
-from parallel.engines.base import KINDS, Engine, Fragment
-from parallel.logical import Extent, Rectangle, boxes_of_range
+from parallel.engines.base import KINDS, Engine
+from parallel.logical import Extent, Rectangle
 from runtime.errors import UserError, one_line
 from runtime.files import digest_file, fsync_directory, fsync_file, publish_directory, remove_tree, write_atomic
 
@@ -92,7 +91,7 @@ def _write_shard(
     for fragment in engine.fragments():
         if not fragment.writes:
             continue
-        for block_name, target, values in _pieces(fragment):
+        for block_name, _, target, values in fragment.pieces():
             key = f"{fragment.kind}/{block_name}@{','.join(map(str, target.start))}"
             tensors[key] = values.contiguous().cpu()
             stored = StoredBlock(file=name, key=key, offset=target.start, size=target.size)
@@ -101,22 +100,6 @@ def _write_shard(
     save_file(tensors, path)
     fsync_file(path)
     return name, StoredFile(bytes=path.stat().st_size, digest=digest_file(path)), blocks
-
-
-def _pieces(fragment: Fragment) -> Iterator[tuple[str, Rectangle, torch.Tensor]]:
-    """Cut a flat fragment into (logical name, box of the logical tensor, live view of its values)."""
-    width = fragment.shape[-1] if len(fragment.shape) == 2 else 1
-    for box in boxes_of_range(fragment.shape, fragment.start, fragment.start + fragment.values.numel()):
-        first = (box.start[0] * width + box.start[1] if len(box.start) == 2 else box.start[0]) - fragment.start
-        view = fragment.values[first : first + box.numel].view(box.size)
-        for block in fragment.blocks:
-            common = box.intersect(block.box)
-            if common is not None:
-                yield (
-                    block.name,
-                    common.moved(block.box.start, block.offset),
-                    view[common.moved(box.start, (0,) * len(box.start)).slices],
-                )
 
 
 def _publish(staging: Path, final: Path, progress: Progress, reports: list[Any]) -> None:
@@ -167,7 +150,7 @@ def load_checkpoint(directory: Path, engine: Engine, identity: dict[str, Any]) -
         raise UserError(failures[0])
     reader = BlockReader(directory, manifest)
     for fragment in engine.fragments():
-        for name, target, view in _pieces(fragment):
+        for name, _, target, view in fragment.pieces():
             reader.read_into(fragment.kind, name, target, view)
     engine.finish_load(manifest.step)
     return manifest

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from parallel.logical import Block, logical_parameters
+from parallel.logical import Block, Extent, Rectangle, boxes_of_range, logical_parameters
 from parallel.mesh import Mesh
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
+LEVEL_BINS = 10
+STATISTICS = 1 + 2 * LEVEL_BINS
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,19 @@ class Fragment:
     values: torch.Tensor
     writes: bool
 
+    def pieces(self) -> Iterator[tuple[str, Extent, Rectangle, torch.Tensor]]:
+        """Cut into (logical name, its global shape, box of it, live view of the values of that box)."""
+        width = self.shape[-1] if len(self.shape) == 2 else 1
+        for box in boxes_of_range(self.shape, self.start, self.start + self.values.numel()):
+            first = (box.start[0] * width + box.start[1] if len(box.start) == 2 else box.start[0]) - self.start
+            view = self.values[first : first + box.numel].view(box.size)
+            zero = (0,) * len(box.start)
+            for block in self.blocks:
+                common = box.intersect(block.box)
+                if common is not None:
+                    where = common.moved(block.box.start, block.offset)
+                    yield block.name, block.shape, where, view[common.moved(box.start, zero).slices]
+
 
 class Engine(Protocol):
     """A model under a layout with its optimizer."""
@@ -73,8 +88,10 @@ class Engine(Protocol):
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW parameter groups: matrices decay, vectors (norm weights) do not."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
+    # by logical shape: a parameter that ZeRO-3 has cut has none of its own
+    dims = [(parameter, len(blocks[0].shape)) for parameter, blocks in logical_parameters(model)]
+    matrices = [parameter for parameter, dim in dims if dim > 1]
+    vectors = [parameter for parameter, dim in dims if dim == 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
@@ -83,27 +100,25 @@ def is_sharded(parameter: torch.nn.Parameter) -> bool:
     return bool(getattr(parameter, "tensor_model_parallel", False))
 
 
-def blocks_by_parameter(model: torch.nn.Module) -> dict[torch.nn.Parameter, tuple[Block, ...]]:
-    """Logical blocks of every parameter."""
-    return dict(logical_parameters(model))
-
-
 def summarise(mesh: Mesh, stats: torch.Tensor, grad_norm: float) -> StepResult:
-    """Sum local statistics [loss, level sums…, level counts…] (float64, host) over the data-parallel ranks."""
-    total = mesh.sum_shares(stats).tolist()
-    bins = (len(total) - 1) // 2
-    return StepResult(total[0], tuple(total[1 : 1 + bins]), tuple(total[1 + bins :]), grad_norm)
+    """Sum local statistics [loss, level sums…, level counts…] (float64, host) over the ranks that have a loss."""
+    total = mesh.sum_all(stats if mesh.speaks_for_loss else torch.zeros_like(stats)).tolist()
+    return StepResult(total[0], tuple(total[1 : 1 + LEVEL_BINS]), tuple(total[1 + LEVEL_BINS :]), grad_norm)
 
 
-def ensure_adam_state(optimizer: torch.optim.Optimizer) -> None:
-    """Create AdamW's lazy state as zeros, so that a checkpoint can be saved or loaded before the first step."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if not state:
-                state["step"] = torch.tensor(0.0)
-                state["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
-                state["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
+def ensure_adam_state(optimizer: torch.optim.Optimizer, tensors: Iterable[torch.Tensor] | None = None) -> None:
+    """Create AdamW's lazy state as zeros, so that a checkpoint can be saved or loaded before the first step.
+
+    `tensors` are what the optimizer updates, by default those of its parameter groups.
+    """
+    if tensors is None:
+        tensors = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in tensors:
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
 
 
 def set_adam_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:

@@ -1,10 +1,10 @@
-"""The DeepSpeed engine: ZeRO over data-parallel ranks, tensor parallelism through megatron's groups."""
+"""The DeepSpeed engine: ZeRO-1, 2 and 3 over data-parallel ranks, tensor parallelism through megatron's groups."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from parallel.engines.base import (
     KINDS,
     Fragment,
     StepResult,
-    blocks_by_parameter,
     decay_groups,
     ensure_adam_state,
     is_sharded,
@@ -23,7 +22,7 @@ from parallel.engines.base import (
     summarise,
 )
 from parallel.engines.settings import AdamWSettings
-from parallel.logical import logical_shapes
+from parallel.logical import logical_parameters, logical_shapes
 from parallel.mesh import Mesh
 
 if not torch.cuda.is_available():
@@ -49,44 +48,57 @@ class _ModelParallelUnit:
 
 
 class DeepSpeedEngine:
-    """Implements `parallel.engines.base.Engine` on DeepSpeed."""
+    """Implements `parallel.engines.base.Engine` on DeepSpeed; `build` makes the model.
+
+    With ZeRO-3 the model is cut while it is built, so that no rank ever holds all of it.
+    """
 
     def __init__(
-        self, mesh: Mesh, model: torch.nn.Module, optimizer: AdamWSettings, precision: str, micro_batches: int
+        self,
+        mesh: Mesh,
+        build: Callable[[], torch.nn.Module],
+        optimizer: AdamWSettings,
+        precision: str,
+        micro_batches: int,
     ) -> None:
         self.mesh = mesh
-        self._model = model
         self._micro_batches = micro_batches
+        self._cuts_weights = mesh.layout.zero == 3
+        _adopt_process_group(mesh)
+        config = self._config(optimizer, precision)
+        if self._cuts_weights:
+            group = parallel_state.get_data_parallel_group()
+            with deepspeed.zero.Init(config_dict_or_path=config, data_parallel_group=group, mpu=_ModelParallelUnit()):
+                self._model = build()
+        else:
+            self._model = build().to(mesh.device)
         adam = torch.optim.AdamW(
-            decay_groups(model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas, eps=optimizer.epsilon
+            decay_groups(self._model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas, eps=optimizer.epsilon
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=adam,
-            config=self._config(optimizer, precision),
-            mpu=_ModelParallelUnit(),
-            dist_init_required=False,
+            model=self._model, optimizer=adam, config=config, mpu=_ModelParallelUnit(), dist_init_required=False
         )
-        ensure_adam_state(self._optimizer.optimizer)
-        self._optimizer._lazy_init_hp_params_optimizer_state()
-
-    @staticmethod
-    def prepare(mesh: Mesh) -> None:
-        """Let DeepSpeed adopt the process group that `mesh` has joined."""
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        if mesh.device.type == "cpu":
-            # else a shared-memory kernel is compiled at first use: 30-60 s, and a crash without a compiler
-            deepspeed.ops.__compatible_ops__ = {}
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also in a single process
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+        if self._cuts_weights:
+            ensure_adam_state(self._optimizer.optimizer, self._optimizer.fp32_partitioned_groups_flat)
+        else:
+            ensure_adam_state(self._optimizer.optimizer)
+            self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _config(self, optimizer: AdamWSettings, precision: str) -> dict[str, Any]:
+        layout = self.mesh.layout
+        zero: dict[str, Any] = {"stage": layout.zero}
+        if layout.offload != "none":
+            zero["offload_optimizer"] = {"device": "cpu"}
+        if layout.offload == "parameters":
+            zero["offload_param"] = {"device": "cpu"}
+        if self._cuts_weights:
+            zero["stage3_param_persistence_threshold"] = 0
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": self._micro_batches,
             "train_batch_size": self._micro_batches * self.mesh.data_size,
             "gradient_clipping": optimizer.clip,
-            "zero_optimization": {"stage": self.mesh.layout.zero},
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 1 << 40,
@@ -111,20 +123,49 @@ class DeepSpeedEngine:
 
     def fragments(self) -> Iterator[Fragment]:
         """See `Engine.fragments`."""
-        for parameter, blocks in blocks_by_parameter(self._model).items():
-            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-            if mapping is None:
-                continue  # no part of it lies in this rank's partition
+        for parameter, blocks in logical_parameters(self._model):
             writes = is_sharded(parameter) or self.mesh.tensor_rank == 0
+            shape = tuple(parameter.ds_shape if self._cuts_weights else parameter.shape)  # type: ignore[attr-defined]
             for kind in KINDS:
-                values = mapping.get_hp_fragment(None if kind == "weight" else kind).detach().view(-1)
-                yield Fragment(kind, tuple(parameter.shape), blocks, mapping.lp_fragment_address.start, values, writes)
+                start, values = (self._cut_state if self._cuts_weights else self._partition_state)(parameter, kind)
+                if values.numel():
+                    yield Fragment(kind, shape, blocks, start, values, writes)
+
+    def _partition_state(self, parameter: torch.nn.Parameter, kind: str) -> tuple[int, torch.Tensor]:
+        """ZeRO-1 and 2: the part of a parameter's float32 state that lies in this rank's flat partition."""
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return 0, torch.empty(0)
+        values = mapping.get_hp_fragment(None if kind == "weight" else kind)
+        return mapping.lp_fragment_address.start, values.detach().view(-1)
+
+    def _cut_state(self, parameter: torch.nn.Parameter, kind: str) -> tuple[int, torch.Tensor]:
+        """ZeRO-3: this rank's slice of every parameter; the last slices may be padding."""
+        key = None if kind == "weight" else kind
+        values, _ = self._optimizer._get_fp32_opt_state_partition(parameter, False, key)
+        start = self.mesh.data_rank * parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+        real = max(0, min(values.numel(), parameter.ds_numel - start))  # type: ignore[attr-defined]
+        return start, values.detach()[:real]
 
     def finish_load(self, steps_taken: int) -> None:
         """See `Engine.finish_load`."""
         set_adam_steps(self._optimizer.optimizer, steps_taken)
-        self._optimizer.update_lp_params()
+        if not self._cuts_weights:
+            self._optimizer.update_lp_params()
+            return
+        for group in range(len(self._optimizer.fp16_groups)):
+            self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
 
     def logical_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Engine.logical_shapes`."""
         return logical_shapes(self._model)
+
+
+def _adopt_process_group(mesh: Mesh) -> None:
+    """Let DeepSpeed use the process group that `mesh` has joined."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if mesh.device.type == "cpu":
+        # else a shared-memory kernel is compiled at first use: 30-60 s, and a crash without a compiler
+        deepspeed.ops.__compatible_ops__ = {}
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also in a single process
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

@@ -1,4 +1,4 @@
-"""The megatron-core engine: tensor and sequence parallel layers, DDP, distributed optimizer (ZeRO-1)."""
+"""The megatron-core engine: tensor, sequence, pipeline, context and data parallel, distributed optimizer (ZeRO-1)."""
 
 from __future__ import annotations
 
@@ -16,78 +16,78 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from parallel.engines.base import (
     KINDS,
+    STATISTICS,
     Fragment,
     StepResult,
-    blocks_by_parameter,
     ensure_adam_state,
     is_sharded,
     set_adam_steps,
     summarise,
 )
 from parallel.engines.settings import AdamWSettings
-from parallel.logical import logical_shapes
+from parallel.logical import logical_parameters, logical_shapes
 from parallel.mesh import Mesh
 
 
-class _Stage(MegatronModule):
-    """What megatron's schedule and wrappers ask of a model, around ours."""
+class _Chunk(MegatronModule):
+    """What megatron's schedules and wrappers ask of a model, around ours."""
 
     model_type = ModelType.encoder_or_decoder
     share_embeddings_and_output_weights = False
 
-    def __init__(self, config: TransformerConfig, model: torch.nn.Module) -> None:
+    def __init__(self, config: TransformerConfig, model: torch.nn.Module, virtual_stage: int | None) -> None:
         super().__init__(config)
         self.model = model
-        self.pre_process = self.post_process = True
+        self.vp_stage = virtual_stage
+        self.pre_process, self.post_process = model.stage.embeds, model.stage.has_head  # type: ignore[union-attr]
 
     def set_input_tensor(self, tensor: Any) -> None:
-        """Activations of the previous pipeline stage; a whole model has none."""
+        """Activations of the stage before, [S, B, D] or a list of one."""
+        self.model.input_SBD = tensor[0] if isinstance(tensor, list) else tensor
 
     def forward(self, batch: Any) -> Any:
         return self.model(batch)
 
 
 class MegatronEngine:
-    """Implements `parallel.engines.base.Engine` on megatron-core."""
+    """Implements `parallel.engines.base.Engine` on megatron-core; `models` are this rank's chunks by depth."""
 
     def __init__(
         self,
         mesh: Mesh,
         config: TransformerConfig,
-        model: torch.nn.Module,
+        models: Sequence[torch.nn.Module],
         optimizer: AdamWSettings,
         precision: str,
         sequence_length: int,
+        micro_batch: int,
     ) -> None:
         self.mesh = mesh
         self._settings = optimizer
-        self._sequence_length = sequence_length
-        sharded = mesh.layout.zero == 1
-        if precision == "bf16":
-            model = model.bfloat16()
-        self._model = model
-        ddp = DistributedDataParallelConfig(use_distributed_optimizer=sharded, grad_reduce_in_fp32=True)
-        self._wrapped = DistributedDataParallel(config, ddp, _Stage(config, model))
+        self._sequence_length, self._micro_batch = sequence_length, micro_batch
+        self._sharded = mesh.layout.zero == 1
+        self._models = [model.bfloat16() if precision == "bf16" else model for model in models]
+        self._wrapped = [self._wrap(config, model, number) for number, model in enumerate(self._models)]
         self._optimizer = get_megatron_optimizer(
-            OptimizerConfig(
-                optimizer="adam",
-                lr=0.0,
-                weight_decay=optimizer.weight_decay,
-                adam_beta1=optimizer.betas[0],
-                adam_beta2=optimizer.betas[1],
-                adam_eps=optimizer.epsilon,
-                clip_grad=optimizer.clip,
-                use_distributed_optimizer=sharded,
-                bf16=precision == "bf16",
-                params_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-            ),
-            [self._wrapped],
-            use_gloo_process_groups=False,
+            _optimizer_config(optimizer, precision, self._sharded), self._wrapped, use_gloo_process_groups=False
         )
         config.grad_scale_func = self._optimizer.scale_loss
         config.finalize_model_grads_func = _reduce_gradients
+        if mesh.layout.overlap:
+            hooks = [wrapped.no_sync for wrapped in self._wrapped]
+            config.no_sync_func = hooks if len(hooks) > 1 else hooks[0]
         for inner in self._inner_optimizers():
             ensure_adam_state(inner.optimizer)
+
+    def _wrap(self, config: TransformerConfig, model: torch.nn.Module, number: int) -> DistributedDataParallel:
+        virtual = number if self.mesh.layout.virtual_pipeline > 1 else None
+        settings = DistributedDataParallelConfig(
+            use_distributed_optimizer=self._sharded,
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=self.mesh.layout.overlap,
+            overlap_param_gather=self.mesh.layout.overlap,
+        )
+        return DistributedDataParallel(config, settings, _Chunk(config, model, virtual), disable_bucketing=number > 0)
 
     def train_step(self, micro_batches: Sequence[Any], denominator: float, learning_rate: float) -> StepResult:
         """See `Engine.train_step`."""
@@ -95,30 +95,34 @@ class MegatronEngine:
             group["lr"] = learning_rate
             # megatron applies `wd_mult` in its own scheduler only, which is not used here
             group["weight_decay"] = self._settings.weight_decay * group["wd_mult"]
-        self._wrapped.zero_grad_buffer()
+        for wrapped in self._wrapped:
+            wrapped.zero_grad_buffer()
         self._optimizer.zero_grad()
+        single = len(self._wrapped) == 1
         outputs = get_forward_backward_func()(
             forward_step_func=partial(_forward, 1.0 / denominator, self.mesh.device),
-            data_iterator=iter(micro_batches),
-            model=self._wrapped,
+            data_iterator=iter(micro_batches) if single else [iter(micro_batches) for _ in self._wrapped],
+            model=self._wrapped[0] if single else self._wrapped,
             num_microbatches=len(micro_batches),
             seq_length=self._sequence_length,
-            micro_batch_size=1,
+            micro_batch_size=self._micro_batch,
             forward_only=False,
         )
         _, grad_norm, _ = self._optimizer.step()
-        return summarise(self.mesh, torch.stack(outputs).sum(0).cpu(), float(grad_norm))
+        stats = torch.stack(outputs).sum(0).cpu() if outputs else torch.zeros(STATISTICS, dtype=torch.float64)
+        return summarise(self.mesh, stats, float(grad_norm))
 
     def _inner_optimizers(self) -> list[Any]:
         return list(getattr(self._optimizer, "chained_optimizers", [self._optimizer]))
 
     def fragments(self) -> Iterator[Fragment]:
         """See `Engine.fragments`."""
-        blocks = blocks_by_parameter(self._model)
+        mesh = self.mesh
+        blocks = {parameter: held for model in self._models for parameter, held in logical_parameters(model)}
         for parameter, start, main, optimizer in self._main_parameters():
-            writes = is_sharded(parameter) or self.mesh.tensor_rank == 0
-            if self.mesh.layout.zero == 0:
-                writes = writes and self.mesh.data_rank == 0
+            writes = is_sharded(parameter) or mesh.tensor_rank == 0
+            if not self._sharded:
+                writes = writes and mesh.data_rank == mesh.context_rank == 0
             tensors = {"weight": main, **optimizer.optimizer.state[main]}
             for kind in KINDS:
                 values = tensors[kind].detach().view(-1)
@@ -127,29 +131,47 @@ class MegatronEngine:
     def _main_parameters(self) -> Iterator[tuple[torch.nn.Parameter, int, torch.Tensor, Any]]:
         """(model parameter, first flat element, float32 master of this rank's part, optimizer that holds it)."""
         for optimizer in self._inner_optimizers():
-            if self.mesh.layout.zero == 1:
+            if self._sharded:
                 for parameter, (group, order) in optimizer.model_param_group_index_map.items():
                     main = optimizer.optimizer.param_groups[group]["params"][order]
                     yield parameter, optimizer._get_model_param_range_map(parameter)["param"].start, main, optimizer
             else:
-                mains = {id(p): p for group in optimizer.optimizer.param_groups for p in group["params"]}
-                for parameter in self._model.parameters():
-                    main = getattr(parameter, "main_param", parameter)
-                    if id(main) in mains:
-                        yield parameter, 0, main, optimizer
+                mains = {id(p) for group in optimizer.optimizer.param_groups for p in group["params"]}
+                for model in self._models:
+                    for parameter in model.parameters():
+                        main = getattr(parameter, "main_param", parameter)
+                        if id(main) in mains:
+                            yield parameter, 0, main, optimizer
 
     def finish_load(self, steps_taken: int) -> None:
         """See `Engine.finish_load`."""
         for optimizer in self._inner_optimizers():
             set_adam_steps(optimizer.optimizer, steps_taken)
-            if self.mesh.layout.zero == 1 or hasattr(optimizer, "_copy_main_params_to_model_params"):
+            if hasattr(optimizer, "_copy_main_params_to_model_params"):
                 optimizer._copy_main_params_to_model_params()
-        if self.mesh.layout.zero == 1:
-            self._wrapped.start_param_sync(force_sync=True)
+        if self._sharded:
+            for wrapped in self._wrapped:
+                wrapped.start_param_sync(force_sync=True)
 
     def logical_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Engine.logical_shapes`."""
-        return logical_shapes(self._model)
+        return {name: shape for model in self._models for name, shape in logical_shapes(model).items()}
+
+
+def _optimizer_config(optimizer: AdamWSettings, precision: str, sharded: bool) -> OptimizerConfig:
+    half = precision == "bf16"
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=0.0,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.betas[0],
+        adam_beta2=optimizer.betas[1],
+        adam_eps=optimizer.epsilon,
+        clip_grad=optimizer.clip,
+        use_distributed_optimizer=sharded,
+        bf16=half,
+        params_dtype=torch.bfloat16 if half else torch.float32,
+    )
 
 
 def _reduce_gradients(model: list[torch.nn.Module], _num_tokens: Any = None, **kwargs: Any) -> None:
@@ -157,8 +179,11 @@ def _reduce_gradients(model: list[torch.nn.Module], _num_tokens: Any = None, **k
     finalize_model_grads(model, None, **kwargs)
 
 
-def _forward(scale: float, device: torch.device, batches: Iterator[Any], stage: torch.nn.Module) -> tuple[Any, Any]:
-    loss_sum, stats = stage(next(batches).to(device))
+def _forward(scale: float, device: torch.device, batches: Iterator[Any], chunk: torch.nn.Module) -> tuple[Any, Any]:
+    output = chunk(next(batches).to(device))
+    if isinstance(output, torch.Tensor):
+        return output, None  # activations for the next stage
+    loss_sum, stats = output
 
     def scaled_loss(_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return loss_sum * scale, torch.zeros((), dtype=torch.int), stats

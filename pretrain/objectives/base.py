@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
-from pretrain.batch import LEVEL_BINS
+from parallel.engines.base import LEVEL_BINS
 
 
 @dataclass(frozen=True)
