@@ -56,7 +56,8 @@ class ParallelConfig(Settings):
             raise ValueError(f"parallel.zero={self.zero} is not offered by parallel.engine=megatron: {mend}")
         if self.offload != "none":
             raise ValueError(
-                f"parallel.offload={self.offload} is not offered by parallel.engine=megatron: use deepspeed"
+                f"parallel.offload={self.offload} is not offered by parallel.engine=megatron: "
+                "set parallel.offload=none or parallel.engine=deepspeed"
             )
         if self.overlap and self.zero == 0:
             raise ValueError(
