@@ -1,0 +1,79 @@
+"""How far a grid case is from the plain reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parallel.checkpoint.manifest import CheckpointManifest
+from parallel.checkpoint.store import BlockReader
+from tests.support.grid import Case, feed_of
+from tests.support.reference_model import ReferenceRun, reference_losses
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Largest relative differences from the reference over all steps or tensors.
+
+    `gradient`: ‖g - g_ref‖ / ‖g_ref‖ of the worst tensor in the first step. `weight`: largest absolute difference of
+    any weight after the last step, in units of the learning rate summed over the steps (see docs/parallelism.md).
+    """
+
+    digests_equal: bool
+    loss: float
+    grad_norm: float
+    gradient: float
+    weight: float
+
+
+@cache
+def reference(data: str, steps: int) -> tuple[ReferenceRun, tuple[str, ...]]:
+    """The reference run of the grid's data, and its batch digests."""
+    case = Case(1, {}, data, micro_batch=8, steps=steps)
+    feed = feed_of(case)
+    digests = []
+    for step in range(steps):
+        low, high = feed.step(step).digest
+        digests.append(f"{high:016x}{low:016x}")
+    return reference_losses(case.config(), feed, steps), tuple(digests)
+
+
+def distance(case: Case, result: dict[str, Any]) -> Distance:
+    """Compare a case's result and checkpoints with the reference."""
+    run, digests = reference(case.data, case.steps)
+    config = case.config()
+    beta = config.optimizer.betas[0]
+    shrink = min(1.0, config.optimizer.clip / (run.grad_norms[0] + 1e-6))
+    first, last = _reader(result["first"]), _reader(result["last"])
+    gradients = [
+        _relative(first.read("exp_avg", name).double(), gradient * shrink * (1 - beta))
+        for name, gradient in run.first_gradients.items()
+    ]
+    rates = [
+        config.optimizer.lr
+        * config.optimizer.schedule.factor((s + 1) * config.train.tokens_per_step, config.train.total_tokens)
+        for s in range(case.steps)
+    ]
+    weights = [
+        float((last.read("weight", name).double() - weight.detach()).abs().max()) / sum(rates)
+        for name, weight in run.weights.items()
+    ]
+    return Distance(
+        tuple(result["digests"]) == digests,
+        max(abs(a - b) / abs(b) for a, b in zip(result["losses"], run.losses, strict=True)),
+        max(abs(a - b) / b for a, b in zip(result["grad_norms"], run.grad_norms, strict=True)),
+        max(gradients),
+        max(weights),
+    )
+
+
+def _reader(path: str) -> BlockReader:
+    return BlockReader(Path(path), CheckpointManifest.read(Path(path)))
+
+
+def _relative(value: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((value - expected).norm() / expected.norm())
