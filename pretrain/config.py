@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from data_pipeline.config import DataConfig
 from parallel.engines.settings import AdamWSettings
 from parallel.layout import ParallelConfig, check_divides
+from pretrain.guards import GuardConfig
 from pretrain.schedule import Schedule, WarmupStableDecay
 from pretrain.shape import ModelShape
 from runtime.errors import UserError
@@ -114,6 +115,7 @@ class RunConfig(Settings):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pretrain.config import RunConfig
 from pretrain.device import peak_flops, peak_memory
 from pretrain.feed import Feed, StepBatch
 from pretrain.flops import training_flops_per_token
+from pretrain.guards import Guard
 from runtime.errors import LacunaError
 from runtime.signals import StopRequest
 
@@ -37,41 +37,53 @@ class Hooks:
     """What the loop tells the outside: a line of metrics (every rank, same values), and when to save."""
 
     metrics: Callable[[int, dict[str, Any]], None]
-    save: Callable[[int], None]
+    save: Callable[[int, Guard], None]
 
 
 def train(
-    config: RunConfig, engine: Engine, feed: Feed, start: int, until: int, hooks: Hooks, stop: StopRequest
+    config: RunConfig, engine: Engine, feed: Feed, span: range, guard: Guard, hooks: Hooks, stop: StopRequest
 ) -> tuple[int, bool]:
-    """Take steps `start`+1 … `until`. Returns the last step taken and whether a stop was asked for.
+    """Take the steps of `span` (counted from 0). Returns how many steps the run has and whether a stop was asked for.
 
-    Saves every `checkpoint.every` steps and at the end. Raises LacunaError if the loss is not finite.
+    Saves every `checkpoint.every` steps and at the end. Raises LacunaError if the guard refused too many steps.
     """
     clock = _Clock(config, engine.mesh)
-    step = saved = start
-    with Loader(feed.step, start, until) as batches:
+    done = saved = span.start
+    with Loader(feed.step, span.start, span.stop) as batches:
         for batch in batches:
             agreed = agree(engine.mesh, batch, bool(stop))
             if agreed.stop:
                 break
-            tokens_before = step * config.train.tokens_per_step
-            factor = config.optimizer.schedule.factor(
-                tokens_before + config.train.tokens_per_step, config.train.total_tokens
-            )
-            rate = config.optimizer.lr * factor
-            result = engine.train_step(batch.micro_batches, float(agreed.tokens), rate)
-            step += 1
-            _refuse_divergence(result, step, saved)
+            rate = learning_rate(config, done)
+            result = _guarded_step(engine, batch, agreed, rate, guard)
+            done += 1
+            if guard.exhausted:
+                raise LacunaError(_divergence(done, saved, guard, result))
             clock.tick(batches.wait_seconds)
-            if step % config.train.log_every == 0 or step == until:
-                hooks.metrics(step, {**_metrics(config, step, agreed, result, rate), **clock.metrics()})
-            if step % config.checkpoint.every == 0 and step < until:
-                hooks.save(step)
-                saved = step
+            if done % config.train.log_every == 0 or done == span.stop:
+                hooks.metrics(done, {**_metrics(config, done, agreed, result, rate, guard), **clock.metrics()})
+            if done % config.checkpoint.every == 0 and done < span.stop and result.accepted:
+                hooks.save(done, guard)
+                saved = done
                 clock.pause()
-    if step > saved:
-        hooks.save(step)
-    return step, step < until
+    if done > saved:
+        hooks.save(done, guard)
+    return done, done < span.stop
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Rate of step `step` (counted from 0): the schedule at the tokens that the run has seen after it."""
+    tokens = (step + 1) * config.train.tokens_per_step
+    return config.optimizer.lr * config.optimizer.schedule.factor(tokens, config.train.total_tokens)
+
+
+def _guarded_step(engine: Engine, batch: StepBatch, agreed: Agreement, rate: float, guard: Guard) -> StepResult:
+    def accepts(loss_sum: float, grad_norm: float) -> bool:
+        return guard.accepts(loss_sum / agreed.tokens, grad_norm)
+
+    result = engine.train_step(batch.micro_batches, float(agreed.tokens), rate, accepts)
+    guard.note(result.loss_sum / agreed.tokens, result.grad_norm, result.accepted)
+    return result
 
 
 def agree(mesh: Mesh, batch: StepBatch, stop: bool) -> Agreement:
@@ -85,20 +97,23 @@ def agree(mesh: Mesh, batch: StepBatch, stop: bool) -> Agreement:
     return Agreement(tokens, f"{high % (2 * _SIGNED):016x}{low % (2 * _SIGNED):016x}", stops > 0)
 
 
-def _refuse_divergence(result: StepResult, step: int, saved: int) -> None:
-    if not (math.isfinite(result.loss_sum) and math.isfinite(result.grad_norm)):
-        raise LacunaError(
-            f"step {step}: loss {result.loss_sum} and gradient norm {result.grad_norm} are not finite; "
-            f"continue from checkpoint step {saved} with a lower optimizer.lr"
-        )
+def _divergence(step: int, saved: int, guard: Guard, result: StepResult) -> str:
+    return (
+        f"step {step}: {guard.refused_in_a_row} steps in a row were refused (last: loss sum {result.loss_sum:.6g}, "
+        f"gradient norm {result.grad_norm:.6g}); the last good checkpoint is step {saved}: "
+        f"continue with --resume-from step-{saved} and a lower optimizer.lr"
+    )
 
 
-def _metrics(config: RunConfig, step: int, agreed: Agreement, result: StepResult, rate: float) -> dict[str, Any]:
+def _metrics(
+    config: RunConfig, step: int, agreed: Agreement, result: StepResult, rate: float, guard: Guard
+) -> dict[str, Any]:
     values: dict[str, Any] = {
         "tokens": step * config.train.tokens_per_step,
         "train/loss": result.loss_sum / agreed.tokens,
         "optim/grad_norm": result.grad_norm,
         "optim/lr": rate,
+        "train/refused_steps": guard.refused,
         "data/batch_digest": agreed.digest,
     }
     if config.objective.kind == "masked":

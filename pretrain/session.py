@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipeline.manifest import TokenizerInfo
 from parallel.checkpoint.catalogue import newest_checkpoint, previous_valid, prune_checkpoints
+from parallel.checkpoint.manifest import CheckpointManifest
 from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from parallel.engines.base import Engine
 from pretrain.config import RunConfig
+from pretrain.guards import Guard
 from pretrain.loop import Hooks
 from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.objectives.base import SampleObjective
@@ -58,6 +61,29 @@ def run_identity(config: RunConfig, data_digest: str) -> dict[str, Any]:
     return {**model, **objective, **order, "data": data_digest}
 
 
+def check_continues(config: RunConfig, directory: RunDirectory, identity: dict[str, Any]) -> Path | None:
+    """The newest checkpoint, if there is one, once its manifest says that this run may continue from it.
+
+    Its files are not read yet. Raises UserError if the manifest is damaged, or of another run, or past the end.
+    """
+    newest = newest_checkpoint(directory.checkpoints)
+    if newest is None:
+        return None
+    try:
+        manifest = CheckpointManifest.read(newest)
+    except UserError as error:
+        raise UserError(f"{error}{_way_out(newest)}") from None
+    manifest.require_identity(newest, identity)
+    if manifest.step > config.train.steps:
+        raise UserError(f"{newest} is past train.steps={config.train.steps}: raise train.steps")
+    return newest
+
+
+def _way_out(damaged: Path) -> str:
+    older = previous_valid(damaged.parent, damaged)
+    return f"; the newest valid one is {older}: move {damaged.name} away to continue from it" if older else ""
+
+
 class Session:
     """Resumes, logs and saves one attempt of a run on one rank."""
 
@@ -70,28 +96,20 @@ class Session:
         self._layout = config.parallel.describe(engine.mesh.world)
         self._spool: Spool | None = None
 
-    def resume(self) -> int:
-        """Load the newest checkpoint, if there is one. Returns the step to continue from (0 for a new run).
+    def resume(self) -> tuple[int, Guard]:
+        """Load the newest checkpoint, if there is one. Returns the step to continue from (0 for a new run) and the guard.
 
         Raises UserError if it is damaged (naming the newest older valid one) or belongs to another run.
         """
-        newest = newest_checkpoint(self._directory.checkpoints)
+        newest = check_continues(self._config, self._directory, self._identity)
         if newest is None:
-            return 0
+            return 0, Guard(self._config.guard)
         try:
             manifest = load_checkpoint(newest, self._engine, self._identity)
         except UserError as error:
-            raise UserError(f"{error}{self._way_out(newest, str(error))}") from None
-        if manifest.step > self._config.train.steps:
-            raise UserError(f"{newest} is past train.steps={self._config.train.steps}: raise train.steps")
+            raise UserError(f"{error}{_way_out(newest)}") from None
         log.info("continue from %s with %s", newest, self._layout)
-        return manifest.step
-
-    def _way_out(self, newest: Any, message: str) -> str:
-        if "damaged" not in message:
-            return ""
-        older = previous_valid(self._directory.checkpoints, newest)
-        return f"; the newest valid one is {older}: move {newest.name} away to continue from it" if older else ""
+        return manifest.step, Guard(self._config.guard, manifest.loop)
 
     @contextmanager
     def opened(self, start: int) -> Iterator[None]:
@@ -114,11 +132,12 @@ class Session:
         """What the loop calls."""
         return Hooks(metrics=report, save=self.save)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, guard: Guard) -> None:
         """Publish a checkpoint and retire surplus ones."""
         train = self._config.train
         progress = Progress(
             step=step,
+            updates=step - guard.refused,
             samples=step * train.global_batch,
             tokens=step * train.tokens_per_step,
             identity=self._identity,
@@ -128,6 +147,7 @@ class Session:
                 "config_digest": digest_bytes(self._config.model_dump_json().encode()),
                 "attempt": self._attempt,
             },
+            loop=guard.state(),
         )
         path = save_checkpoint(self._directory.checkpoints, self._engine, progress)
         log.debug("saved %s", path)

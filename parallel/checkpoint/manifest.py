@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,19 @@ MANIFEST = "MANIFEST.json"
 FORMAT_VERSION = 1
 
 
+def _plain_name(name: str) -> str:
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        raise ValueError(f"{name!r} is not the name of a file beside the manifest: get the checkpoint from its origin")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain_name)]
+
+
 class StoredBlock(Settings):
     """A box of a logical tensor as one entry of a safetensors file."""
 
-    file: str
+    file: FileName
     key: str
     offset: tuple[int, ...]
     size: tuple[int, ...]
@@ -34,24 +44,28 @@ class StoredFile(Settings):
 class CheckpointManifest(Settings):
     """Everything a reader needs. `tensors` maps kind → logical name → global shape; `blocks` kind → name → boxes.
 
-    `step` optimizer steps were taken on `samples` samples (`tokens` tokens). `identity` describes the model, and
+    `step` steps were taken on `samples` samples (`tokens` tokens), `updates` of them changed the weights (the others
+    were refused). `loop` is the training loop's own state. `identity` describes the model and its data, and
     `provenance` where the state came from (layout, configuration, data and tokenizer digests); neither says
     anything about how it must be loaded.
     """
 
     version: int = FORMAT_VERSION
     step: int = Field(ge=0)
+    updates: int = Field(ge=0)
     samples: int = Field(ge=0)
     tokens: int = Field(ge=0)
     identity: dict[str, Any]
     provenance: dict[str, Any]
+    loop: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     blocks: dict[str, dict[str, list[StoredBlock]]]
-    files: dict[str, StoredFile]
+    files: dict[FileName, StoredFile]
 
     def write(self, directory: Path) -> None:
-        """Write the manifest into `directory`, atomically."""
-        write_json(directory / MANIFEST, self.model_dump())
+        """Write the manifest into `directory`, atomically, with a digest of its own content."""
+        values = self.model_dump(mode="json")
+        write_json(directory / MANIFEST, {**values, "digest": _content_digest(values)})
 
     @classmethod
     def read(cls, directory: Path) -> CheckpointManifest:
@@ -63,7 +77,19 @@ class CheckpointManifest(Settings):
                 f"{path} has format version {values.get('version')!r}, this code reads {FORMAT_VERSION}: "
                 "use the code version that wrote it"
             )
+        if not isinstance(values, dict) or values.pop("digest", None) != _content_digest(values):
+            raise UserError(f"{path} does not match its own digest: the checkpoint is damaged, use an earlier one")
         return cls.parse(values, str(path))
+
+    def require_identity(self, directory: Path, identity: dict[str, Any]) -> None:
+        """Raise UserError naming the first key in which the checkpoint in `directory` is of another run."""
+        for key, wanted in identity.items():
+            stored = self.identity.get(key)
+            if json.loads(json.dumps(wanted)) != stored:
+                raise UserError(
+                    f"{directory} is a checkpoint of another model or run ({key} is {stored!r}, here {wanted!r}): "
+                    "use its own recipe, or another --run"
+                )
 
     def missing_elements(self) -> str | None:
         """Name a logical tensor that the blocks do not cover exactly once, or None."""
@@ -89,6 +115,11 @@ class CheckpointManifest(Settings):
             raise UserError(
                 f"{path} cannot be read ({error.strerror}): the checkpoint is damaged, use an earlier one"
             ) from None
+
+
+def _content_digest(values: dict[str, Any]) -> str:
+    """The xxh3-128 of the JSON values, however the file spells them."""
+    return digest_bytes(json.dumps(values, sort_keys=True).encode())
 
 
 def _volume(size: tuple[int, ...]) -> int:

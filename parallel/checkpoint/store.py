@@ -6,7 +6,6 @@ A checkpoint is staged, made durable, hashed, agreed on by all ranks, and then p
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +29,12 @@ class Progress:
     """How far a run has come and what it is; stored in the manifest."""
 
     step: int
+    updates: int
     samples: int
     tokens: int
     identity: dict[str, Any]
     provenance: dict[str, Any]
+    loop: dict[str, Any]
 
 
 def step_directory(root: Path, step: int) -> Path:
@@ -114,10 +115,12 @@ def _publish(staging: Path, final: Path, progress: Progress, reports: list[Any])
                 blocks[kind][tensor].extend(stored)
     manifest = CheckpointManifest(
         step=progress.step,
+        updates=progress.updates,
         samples=progress.samples,
         tokens=progress.tokens,
         identity=progress.identity,
         provenance=progress.provenance,
+        loop=progress.loop,
         shapes=shapes,
         blocks=blocks,
         files=files,
@@ -152,18 +155,12 @@ def load_checkpoint(directory: Path, engine: Engine, identity: dict[str, Any]) -
     for fragment in engine.fragments():
         for name, _, target, view in fragment.pieces():
             reader.read_into(fragment.kind, name, target, view)
-    engine.finish_load(manifest.step)
+    engine.finish_load(manifest.updates)
     return manifest
 
 
 def _check_model(directory: Path, manifest: CheckpointManifest, engine: Engine, identity: dict[str, Any]) -> None:
-    for key, wanted in identity.items():
-        stored = manifest.identity.get(key)
-        if json.loads(json.dumps(wanted)) != stored:
-            raise UserError(
-                f"{directory} is a checkpoint of another model or run ({key} is {stored!r}, here {wanted!r}): "
-                "use its own recipe, or another --run"
-            )
+    manifest.require_identity(directory, identity)
     for name, shape in engine.logical_shapes().items():
         if manifest.shapes.get(name) != shape:
             raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,13 +21,19 @@ class StepResult:
     """One optimizer step over the whole global batch, the same numbers on every rank.
 
     `loss_sum`: weighted sum in nats, not yet divided. `level_sums`, `level_counts`: unweighted cross-entropy
-    (nats) and rows by noise-level bin. `grad_norm`: norm of the mean gradient before clipping.
+    (nats) and rows by noise-level bin. `grad_norm`: norm of the mean gradient before clipping. `accepted`: whether
+    the optimizer took the step; else weights and moments are what they were, to the bit.
     """
 
     loss_sum: float
     level_sums: tuple[float, ...]
     level_counts: tuple[float, ...]
     grad_norm: float
+    accepted: bool
+
+
+# judges (loss sum, gradient norm), the same numbers and the same verdict on every rank
+Verdict = Callable[[float, float], bool]
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,10 @@ class Engine(Protocol):
 
     mesh: Mesh
 
-    def train_step(self, micro_batches: Sequence[Any], denominator: float, learning_rate: float) -> StepResult:
-        """Forward, backward and one clipped optimizer step.
+    def train_step(
+        self, micro_batches: Sequence[Any], denominator: float, learning_rate: float, accepts: Verdict
+    ) -> StepResult:
+        """Forward, backward and, if `accepts` says so, one clipped optimizer step.
 
         `micro_batches` are this rank's; the model is called with each and returns (loss sum, level statistics).
         The gradient is that of the global loss sum over `denominator`.
@@ -77,8 +85,8 @@ class Engine(Protocol):
         """This rank's pieces of weights (float32 masters) and Adam moments."""
         ...
 
-    def finish_load(self, steps_taken: int) -> None:
-        """Call after `fragments()` were overwritten: refreshes model weights and Adam's step count."""
+    def finish_load(self, updates: int) -> None:
+        """Call after `fragments()` were overwritten: refreshes model weights; Adam has made `updates` updates."""
         ...
 
     def logical_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -100,10 +108,15 @@ def is_sharded(parameter: torch.nn.Parameter) -> bool:
     return bool(getattr(parameter, "tensor_model_parallel", False))
 
 
-def summarise(mesh: Mesh, stats: torch.Tensor, grad_norm: float) -> StepResult:
+def sum_statistics(mesh: Mesh, stats: torch.Tensor) -> list[float]:
     """Sum local statistics [loss, level sums…, level counts…] (float64, host) over the ranks that have a loss."""
-    total = mesh.sum_all(stats if mesh.speaks_for_loss else torch.zeros_like(stats)).tolist()
-    return StepResult(total[0], tuple(total[1 : 1 + LEVEL_BINS]), tuple(total[1 + LEVEL_BINS :]), grad_norm)
+    return mesh.sum_all(stats if mesh.speaks_for_loss else torch.zeros_like(stats)).tolist()
+
+
+def step_result(total: Sequence[float], grad_norm: float, accepted: bool) -> StepResult:
+    """Name the summed statistics."""
+    bins = LEVEL_BINS
+    return StepResult(total[0], tuple(total[1 : 1 + bins]), tuple(total[1 + bins :]), grad_norm, accepted)
 
 
 def ensure_adam_state(optimizer: torch.optim.Optimizer, tensors: Iterable[torch.Tensor] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,16 @@ from megatron.core import parallel_state
 
 from parallel.engines.base import (
     KINDS,
+    STATISTICS,
     Fragment,
     StepResult,
+    Verdict,
     decay_groups,
     ensure_adam_state,
     is_sharded,
     set_adam_steps,
-    summarise,
+    step_result,
+    sum_statistics,
 )
 from parallel.engines.settings import AdamWSettings
 from parallel.logical import logical_parameters, logical_shapes
@@ -47,6 +51,22 @@ class _ModelParallelUnit:
         return dist.get_process_group_ranks(parallel_state.get_data_parallel_group())
 
 
+class _JudgedAdamW(torch.optim.AdamW):
+    """AdamW that asks before it updates: DeepSpeed computes the gradient norm and calls `step` in one breath.
+
+    ZeRO calls `step` once for every flat partition; the first call asks, the others follow.
+    """
+
+    verdict: Callable[[], bool] | None = None
+    accepted = False
+
+    def step(self, closure: Any = None) -> Any:
+        """Update the partition at hand if the step is accepted."""
+        if self.verdict is not None:
+            self.accepted, self.verdict = self.verdict(), None
+        return super().step(closure) if self.accepted else None
+
+
 class DeepSpeedEngine:
     """Implements `parallel.engines.base.Engine` on DeepSpeed; `build` makes the model.
 
@@ -72,11 +92,11 @@ class DeepSpeedEngine:
                 self._model = build()
         else:
             self._model = build().to(mesh.device)
-        adam = torch.optim.AdamW(
+        self._adam = _JudgedAdamW(
             decay_groups(self._model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas, eps=optimizer.epsilon
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=self._model, optimizer=adam, config=config, mpu=_ModelParallelUnit(), dist_init_required=False
+            model=self._model, optimizer=self._adam, config=config, mpu=_ModelParallelUnit(), dist_init_required=False
         )
         if self._cuts_weights:
             ensure_adam_state(self._optimizer.optimizer, self._optimizer.fp32_partitioned_groups_flat)
@@ -105,21 +125,31 @@ class DeepSpeedEngine:
             "bf16": {"enabled": precision == "bf16"},
         }
 
-    def train_step(self, micro_batches: Sequence[Any], denominator: float, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[Any], denominator: float, learning_rate: float, accepts: Verdict
+    ) -> StepResult:
         """See `Engine.train_step`."""
         assert len(micro_batches) == self._micro_batches, "DeepSpeed fixes the number of micro-batches at start"
         for group in self._optimizer.optimizer.param_groups:
             group["lr"] = learning_rate
         # DeepSpeed means over micro-batches and data ranks; our loss is a sum over both
         scale = self._micro_batches * self.mesh.data_size / denominator
-        stats: list[torch.Tensor] = []
-        for batch in micro_batches:
+        stats = torch.zeros(STATISTICS, dtype=torch.float64, device=self.mesh.device)
+        for number, batch in enumerate(micro_batches):
             loss_sum, batch_stats = self._engine(batch.to(self.mesh.device))
-            stats.append(batch_stats)
+            stats += batch_stats
             self._engine.backward(loss_sum * scale)
-            self._engine.step()
-        grad_norm = float(self._engine.get_global_grad_norm())
-        return summarise(self.mesh, torch.stack(stats).sum(0).cpu(), grad_norm)
+            if number < self._micro_batches - 1:
+                self._engine.step()
+        total = sum_statistics(self.mesh, stats.cpu())
+        # a gradient that is not finite makes DeepSpeed skip the update without asking
+        self._adam.verdict = partial(self._judge, accepts, total[0])
+        self._adam.accepted = False
+        self._engine.step()
+        return step_result(total, float(self._engine.get_global_grad_norm()), self._adam.accepted)
+
+    def _judge(self, accepts: Verdict, loss_sum: float) -> bool:
+        return accepts(loss_sum, float(self._optimizer._global_grad_norm))
 
     def fragments(self) -> Iterator[Fragment]:
         """See `Engine.fragments`."""
@@ -147,9 +177,9 @@ class DeepSpeedEngine:
         real = max(0, min(values.numel(), parameter.ds_numel - start))  # type: ignore[attr-defined]
         return start, values.detach()[:real]
 
-    def finish_load(self, steps_taken: int) -> None:
+    def finish_load(self, updates: int) -> None:
         """See `Engine.finish_load`."""
-        set_adam_steps(self._optimizer.optimizer, steps_taken)
+        set_adam_steps(self._optimizer.optimizer, updates)
         if not self._cuts_weights:
             self._optimizer.update_lp_params()
             return

@@ -19,10 +19,12 @@ from parallel.engines.base import (
     STATISTICS,
     Fragment,
     StepResult,
+    Verdict,
     ensure_adam_state,
     is_sharded,
     set_adam_steps,
-    summarise,
+    step_result,
+    sum_statistics,
 )
 from parallel.engines.settings import AdamWSettings
 from parallel.logical import logical_parameters, logical_shapes
@@ -68,16 +70,17 @@ class MegatronEngine:
         self._sharded = mesh.layout.zero == 1
         self._models = [model.bfloat16() if precision == "bf16" else model for model in models]
         self._wrapped = [self._wrap(config, model, number) for number, model in enumerate(self._models)]
-        self._optimizer = get_megatron_optimizer(
+        chained = get_megatron_optimizer(
             _optimizer_config(optimizer, precision, self._sharded), self._wrapped, use_gloo_process_groups=False
         )
+        # megatron chains one optimizer for dense and one for expert parameters; we have no experts
+        (self._optimizer,) = getattr(chained, "chained_optimizers", [chained])
         config.grad_scale_func = self._optimizer.scale_loss
         config.finalize_model_grads_func = _reduce_gradients
         if mesh.layout.overlap:
             hooks = [wrapped.no_sync for wrapped in self._wrapped]
             config.no_sync_func = hooks if len(hooks) > 1 else hooks[0]
-        for inner in self._inner_optimizers():
-            ensure_adam_state(inner.optimizer)
+        ensure_adam_state(self._optimizer.optimizer)
 
     def _wrap(self, config: TransformerConfig, model: torch.nn.Module, number: int) -> DistributedDataParallel:
         virtual = number if self.mesh.layout.virtual_pipeline > 1 else None
@@ -89,15 +92,28 @@ class MegatronEngine:
         )
         return DistributedDataParallel(config, settings, _Chunk(config, model, virtual), disable_bucketing=number > 0)
 
-    def train_step(self, micro_batches: Sequence[Any], denominator: float, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[Any], denominator: float, learning_rate: float, accepts: Verdict
+    ) -> StepResult:
         """See `Engine.train_step`."""
-        for group in self._optimizer.param_groups:
+        optimizer = self._optimizer
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate
             # megatron applies `wd_mult` in its own scheduler only, which is not used here
             group["weight_decay"] = self._settings.weight_decay * group["wd_mult"]
         for wrapped in self._wrapped:
             wrapped.zero_grad_buffer()
-        self._optimizer.zero_grad()
+        optimizer.zero_grad()
+        total = sum_statistics(self.mesh, self._forward_backward(micro_batches, denominator))
+        optimizer.prepare_grads()
+        grad_norm = float(optimizer.clip_grad_norm(self._settings.clip))
+        accepted = accepts(total[0], grad_norm)
+        if accepted:
+            optimizer.step_with_ready_grads()
+        return step_result(total, grad_norm, accepted)
+
+    def _forward_backward(self, micro_batches: Sequence[Any], denominator: float) -> torch.Tensor:
+        """Run the schedule; this rank's statistics, zeros on stages without the head."""
         single = len(self._wrapped) == 1
         outputs = get_forward_backward_func()(
             forward_step_func=partial(_forward, 1.0 / denominator, self.mesh.device),
@@ -108,47 +124,39 @@ class MegatronEngine:
             micro_batch_size=self._micro_batch,
             forward_only=False,
         )
-        _, grad_norm, _ = self._optimizer.step()
-        stats = torch.stack(outputs).sum(0).cpu() if outputs else torch.zeros(STATISTICS, dtype=torch.float64)
-        return summarise(self.mesh, stats, float(grad_norm))
-
-    def _inner_optimizers(self) -> list[Any]:
-        return list(getattr(self._optimizer, "chained_optimizers", [self._optimizer]))
+        return torch.stack(outputs).sum(0).cpu() if outputs else torch.zeros(STATISTICS, dtype=torch.float64)
 
     def fragments(self) -> Iterator[Fragment]:
         """See `Engine.fragments`."""
         mesh = self.mesh
         blocks = {parameter: held for model in self._models for parameter, held in logical_parameters(model)}
-        for parameter, start, main, optimizer in self._main_parameters():
+        for parameter, start, main in self._main_parameters():
             writes = is_sharded(parameter) or mesh.tensor_rank == 0
             if not self._sharded:
                 writes = writes and mesh.data_rank == mesh.context_rank == 0
-            tensors = {"weight": main, **optimizer.optimizer.state[main]}
+            tensors = {"weight": main, **self._optimizer.optimizer.state[main]}
             for kind in KINDS:
                 values = tensors[kind].detach().view(-1)
                 yield Fragment(kind, tuple(parameter.shape), blocks[parameter], start, values, writes)
 
-    def _main_parameters(self) -> Iterator[tuple[torch.nn.Parameter, int, torch.Tensor, Any]]:
-        """(model parameter, first flat element, float32 master of this rank's part, optimizer that holds it)."""
-        for optimizer in self._inner_optimizers():
-            if self._sharded:
-                for parameter, (group, order) in optimizer.model_param_group_index_map.items():
-                    main = optimizer.optimizer.param_groups[group]["params"][order]
-                    yield parameter, optimizer._get_model_param_range_map(parameter)["param"].start, main, optimizer
-            else:
-                mains = {id(p) for group in optimizer.optimizer.param_groups for p in group["params"]}
-                for model in self._models:
-                    for parameter in model.parameters():
-                        main = getattr(parameter, "main_param", parameter)
-                        if id(main) in mains:
-                            yield parameter, 0, main, optimizer
+    def _main_parameters(self) -> Iterator[tuple[torch.nn.Parameter, int, torch.Tensor]]:
+        """(model parameter, first flat element, float32 master of this rank's part)."""
+        optimizer = self._optimizer
+        if self._sharded:
+            for parameter, (group, order) in optimizer.model_param_group_index_map.items():
+                start = optimizer._get_model_param_range_map(parameter)["param"].start
+                yield parameter, start, optimizer.optimizer.param_groups[group]["params"][order]
+        else:
+            for model in self._models:
+                for parameter in model.parameters():
+                    yield parameter, 0, getattr(parameter, "main_param", parameter)
 
-    def finish_load(self, steps_taken: int) -> None:
+    def finish_load(self, updates: int) -> None:
         """See `Engine.finish_load`."""
-        for optimizer in self._inner_optimizers():
-            set_adam_steps(optimizer.optimizer, steps_taken)
-            if hasattr(optimizer, "_copy_main_params_to_model_params"):
-                optimizer._copy_main_params_to_model_params()
+        optimizer = self._optimizer
+        set_adam_steps(optimizer.optimizer, updates)
+        if hasattr(optimizer, "_copy_main_params_to_model_params"):
+            optimizer._copy_main_params_to_model_params()
         if self._sharded:
             for wrapped in self._wrapped:
                 wrapped.start_param_sync(force_sync=True)

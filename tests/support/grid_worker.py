@@ -35,12 +35,12 @@ def run_case(case: Case, directory: Path, rank: RankInfo) -> dict[str, Any]:
         agreed = agree(mesh, batch, False)
         tokens = (step + 1) * config.train.tokens_per_step
         rate = config.optimizer.lr * config.optimizer.schedule.factor(tokens, config.train.total_tokens)
-        taken = engine.train_step(batch.micro_batches, float(agreed.tokens), rate)
+        taken = engine.train_step(batch.micro_batches, float(agreed.tokens), rate, lambda _loss, _norm: True)
         result["losses"].append(taken.loss_sum / agreed.tokens)
         result["grad_norms"].append(taken.grad_norm)
         result["digests"].append(agreed.digest)
         if step in (0, case.steps - 1):
-            progress = Progress(step + 1, 0, tokens, {}, {})
+            progress = Progress(step + 1, step + 1, 0, tokens, identity={}, provenance={}, loop={})
             result["first" if step == 0 else "last"] = str(save_checkpoint(directory, engine, progress))
     result["replicas_equal"] = replicas_equal(engine)
     result["seconds"] = time.monotonic() - start
