@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from runtime.errors import UserError
-from runtime.files import digest_file, read_json, write_json
+from runtime.files import digest_bytes, digest_file, read_json, write_json
 from runtime.settings import Settings
 
 MANIFEST = "MANIFEST.json"
