@@ -67,11 +67,11 @@ def test_exactly_the_impossible_is_refused_and_its_key_named() -> None:
 
 def mends(message: str) -> list[dict[str, Any]]:
     """The alternatives that a message offers, each a change of keys."""
-    offered = message.split(": ")[-1]
+    offered = message.rsplit(": ", maxsplit=1)[-1]
     assert offered.startswith("set "), message
-    found = []
+    found: list[dict[str, Any]] = []
     for alternative in re.split(r",? or ", offered.removeprefix("set ")):
-        change = {k: v for k, v in re.findall(r"parallel\.(\w+)=(\w+)", alternative)}
+        change = dict(re.findall(r"parallel\.(\w+)=(\w+)", alternative))
         change |= {k: int(v) + 1 for k, v in re.findall(r"parallel\.(\w+) above (\d+)", alternative)}
         assert change, message
         found.append(change)
@@ -136,7 +136,7 @@ def test_data_size_is_what_remains_of_the_world(sizes: dict[str, int], world: in
         layout.data_size(world)
     message = str(caught.value)
     for axis, size in sizes.items():
-        assert (f"parallel.{axis}={size}" in message.split(":")[0]) == (size > 1)
+        assert (f"parallel.{axis}={size}" in message.split(":", maxsplit=1)[0]) == (size > 1)
     assert f"start a multiple of {product} processes" in message
     if offered := re.search(r"set parallel\.tensor=(\d+)", message):
         assert ParallelConfig(**sizes | {"tensor": int(offered[1])}).data_size(world) >= 1
