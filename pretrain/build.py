@@ -7,9 +7,8 @@ from functools import partial
 from parallel.engines.base import Engine
 from parallel.megatron_config import transformer_config
 from parallel.mesh import Mesh
-from parallel.stages import Stage, split_stages
 from pretrain.config import RunConfig
-from pretrain.flops import training_flops_per_token
+from pretrain.estimate import stages_of
 from pretrain.initialise import initialise_engine
 from pretrain.model import Transformer
 
@@ -27,19 +26,10 @@ def build_engine(config: RunConfig, mesh: Mesh) -> Engine:
     else:
         from parallel.engines.megatron import MegatronEngine
 
-        chunks = pipeline_stages(config)[mesh.pipeline_rank :: mesh.layout.pipeline]
+        chunks = stages_of(config, mesh.layout)[mesh.pipeline_rank :: mesh.layout.pipeline]
         models = [build(stage).to(mesh.device) for stage in chunks]
         engine = MegatronEngine(
             mesh, engine_config, models, config.optimizer, train.precision, train.sequence_length, train.micro_batch
         )
     initialise_engine(engine, shape, train.seed)
     return engine
-
-
-def pipeline_stages(config: RunConfig) -> list[Stage]:
-    """The model's chunks in order of depth, balanced by FLOPs: the head weighs as many layers as it costs."""
-    flops = training_flops_per_token(
-        config.model, config.train.sequence_length, config.objective.causal, config.objective.head_rows
-    )
-    layer = (flops.projections + flops.attention) / config.model.layers
-    return split_stages(config.model.layers, config.parallel.chunks, head_cost=flops.head / layer)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
-from parallel.layout import ParallelConfig, padded_vocabulary
+from pydantic import ValidationError
+
+from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
+from pretrain.estimate import DEVICES, Device, memory, stages_of, step_seconds, traffic
 from pretrain.flops import six_nd, training_flops_per_token
-from runtime.errors import UserError
+from runtime.errors import UserError, suggestion
+
+_MOST_LAYOUTS = 24
 
 
-def plan(config: RunConfig, world: int | None = None) -> dict[str, Any]:
+def plan(config: RunConfig, world: int | None = None, device: str = "h200") -> dict[str, Any]:
     """The plan of a run on `world` ranks (default: one copy of the model) as JSON-ready values; see docs/contract.md.
 
     `flops.per_token_exact` counts the head on every position, as published figures do;
     `flops.per_token_computed` counts it on the rows that need it, which is what a step does and MFU uses.
+    Raises UserError if the recipe's own layout does not fit `world`, or the device is unknown.
     """
-    train, shape = config.train, config.model
-    world = world or config.parallel.model_size
-    counts = shape.parameters()
-    causal, length = config.objective.causal, train.sequence_length
+    if device not in DEVICES:
+        raise UserError(f"--device {device!r} is none of {', '.join(DEVICES)}{suggestion(device, DEVICES)}")
+    train, shape, layout = config.train, config.model, config.parallel
+    world = world or layout.model_size
+    config.micro_batches(world)
+    counts, causal, length = shape.parameters(), config.objective.causal, train.sequence_length
     exact = training_flops_per_token(shape, length, causal)
     computed = training_flops_per_token(shape, length, causal, config.objective.head_rows)
     per_token_6nd = six_nd(counts.non_embedding_matrices, 1)
@@ -40,49 +50,15 @@ def plan(config: RunConfig, world: int | None = None) -> dict[str, Any]:
             "components": {"projections": exact.projections, "attention": exact.attention, "head": exact.head},
         },
         "world": world,
-        "memory": {"per_rank": memory_per_rank(config, config.parallel, world)},
-        "layouts": rank_layouts(config, world),
+        "device": device,
+        "memory": {"per_rank": memory(config, layout, world).as_dict()},
+        "stages": [f"{s.first}-{s.last - 1}" for s in stages_of(config, layout)],
+        "layouts": rank_layouts(config, world, DEVICES[device]),
     }
 
 
-def memory_per_rank(config: RunConfig, layout: ParallelConfig, world: int) -> dict[str, int]:
-    """Bytes on the fullest rank by component; activations without recomputation unless the layout says so.
-
-    Weights and gradients: 4 + 4 bytes a parameter in fp32; 2 + 4 in bf16 (gradients are reduced in fp32).
-    Optimizer: two fp32 moments, in bf16 also a fp32 master, over data-parallel ranks with ZeRO-1.
-    Activations per layer and token (counted from what the backward pass keeps): 2 norms, q k v, attention output,
-    gate, up, their product, each of its own width. Logits: one chunk in fp32 and its gradient.
-    """
-    train, shape = config.train, config.model
-    data, ranks = layout.data_size(world), layout.tensor
-    norms = shape.parameters().norms
-    vocabulary = padded_vocabulary(shape.vocabulary, ranks)
-    matrices = shape.parameters().non_embedding_matrices + 2 * vocabulary * shape.width
-    local = matrices // ranks + norms
-    half = train.precision == "bf16"
-    element = 2 if half else 4
-    state = local * (12 if half else 8) // (data if layout.zero else 1)
-    tokens = train.micro_batch * train.sequence_length
-    queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    sharded = 3 * shape.ffn + 2 * queries + 2 * keys
-    whole = 6 * shape.width  # block input, two normed inputs and their float32 copies, residual
-    if layout.recompute == "full":
-        sharded, whole = 0, shape.width
-    per_token = sharded // ranks + whole // (ranks if layout.sequence else 1)
-    activations = shape.layers * tokens * per_token * element
-    chunk = min(train.head_chunk, tokens)
-    return {
-        "weights": local * element,
-        "gradients": local * 4,
-        "optimizer": state,
-        "activations": activations,
-        "logits": 2 * chunk * (vocabulary // ranks) * 4,
-        "total": local * (element + 4) + state + activations + 2 * chunk * (vocabulary // ranks) * 4,
-    }
-
-
-def rank_layouts(config: RunConfig, world: int) -> list[dict[str, Any]]:
-    """Layouts that are valid for `world` ranks, least memory per rank first."""
+def rank_layouts(config: RunConfig, world: int, device: Device) -> list[dict[str, Any]]:
+    """Valid layouts for `world` ranks: those that fit the device's memory first, by estimated seconds a step."""
     rows: list[dict[str, Any]] = []
     for layout in _candidates(world):
         try:
@@ -90,16 +66,38 @@ def rank_layouts(config: RunConfig, world: int) -> list[dict[str, Any]]:
             candidate.micro_batches(world)
         except UserError:
             continue
-        memory = memory_per_rank(candidate, layout, world)["total"]
-        rows.append({"layout": layout.describe(world), "parallel": layout.model_dump(), "memory_bytes": memory})
-    return sorted(rows, key=lambda row: row["memory_bytes"])
+        needed = memory(candidate, layout, world).total
+        rows.append(
+            {
+                "layout": layout.describe(world)
+                + ("" if layout.recompute == "none" else f" recompute-{layout.recompute}"),
+                "parallel": layout.model_dump(),
+                "memory_bytes": needed,
+                "fits": needed < 0.9 * device.memory,
+                "step_seconds": step_seconds(candidate, layout, world, device),
+                "sent_bytes": traffic(candidate, layout, world).total,
+                "stages": [f"{s.first}-{s.last - 1}" for s in stages_of(candidate, layout)],
+            }
+        )
+    rows.sort(key=lambda row: (not row["fits"], row["step_seconds"] if row["fits"] else row["memory_bytes"]))
+    return rows[:_MOST_LAYOUTS]
 
 
-def _candidates(world: int) -> list[ParallelConfig]:
-    sizes = [n for n in (1, 2, 4, 8) if world % n == 0]
-    return [
-        ParallelConfig(engine=engine, tensor=tensor, sequence=sequence, zero=1)
-        for engine in ("megatron", "deepspeed")
-        for tensor in sizes
-        for sequence in ({tensor > 1} if engine == "megatron" else {False})
-    ]
+def _candidates(world: int) -> Iterator[ParallelConfig]:
+    sizes = [n for n in (1, 2, 4, 8, 16) if world % n == 0]
+    megatron = itertools.product(sizes[:4], sizes, (1, 2), sizes[:4], ("none", "full"))
+    for tensor, pipeline, virtual, context, recompute in megatron:
+        if world % (tensor * pipeline * context) == 0 and (virtual == 1 or pipeline > 1):
+            yield _layout(
+                tensor=tensor, pipeline=pipeline, virtual_pipeline=virtual, context=context,
+                sequence=tensor > 1, recompute=recompute,
+            )  # fmt: skip
+    for zero, tensor, recompute in itertools.product((1, 2, 3), sizes[:4], ("none", "full")):
+        yield _layout(engine="deepspeed", zero=zero, tensor=tensor, recompute=recompute)
+
+
+def _layout(**values: Any) -> ParallelConfig:
+    try:
+        return ParallelConfig(**values)
+    except ValidationError as error:
+        raise AssertionError(f"the planner offers no refused layouts: {error}") from None

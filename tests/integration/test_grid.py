@@ -19,11 +19,20 @@ SECONDS_PER_LAUNCH = 420
 
 # one process, TP, DP with ZeRO-1, DeepSpeed and TP × DP over 20 steps, with micro-batches that differ
 LONG = [
-    Case(1, {"zero": 0}, micro_batch=8, steps=20),
-    Case(2, {"tensor": 2}, micro_batch=4, steps=20),
-    Case(2, {"zero": 1}, micro_batch=2, steps=20),
-    Case(2, {"engine": "deepspeed", "zero": 1}, micro_batch=1, steps=20),
-    Case(4, {"tensor": 2}, micro_batch=2, steps=20),
+    Case(1, {"zero": 0}, micro_batch=8, steps=20, resumed=True),
+    Case(2, {"tensor": 2}, micro_batch=4, steps=20, resumed=True),
+    Case(2, {"zero": 1}, micro_batch=2, steps=20, resumed=True),
+    Case(2, {"engine": "deepspeed", "zero": 1}, micro_batch=1, steps=20, resumed=True),
+    Case(4, {"tensor": 2}, micro_batch=2, steps=20, resumed=True),
+]
+RESUMED = [
+    Case(1, {}, resumed=True),
+    Case(1, {"engine": "deepspeed", "zero": 1}, precision="bf16", resumed=True),
+    Case(2, {"zero": 1}, precision="bf16", resumed=True),
+    Case(2, {"pipeline": 2, "virtual_pipeline": 2, "overlap": True}, resumed=True),
+    Case(2, {"context": 2, "zero": 0}, resumed=True),
+    Case(2, {"engine": "deepspeed", "zero": 2}, resumed=True),
+    Case(2, {"engine": "deepspeed", "zero": 3}, resumed=True),
 ]
 # a rank or micro-batch without a masked row, a sequence of logical length 1
 EDGE = [
@@ -56,7 +65,7 @@ COVER = pairwise(all_cases((1, 2, 4, 8)))
 @cache
 def results(world: int) -> dict[Case, dict[str, Any]]:
     """Results of all cases of one world size."""
-    cases = [case for case in (*LONG, *EDGE, *OPTIONS, *HALF, *COVER) if case.world == world]
+    cases = [case for case in (*LONG, *EDGE, *OPTIONS, *HALF, *COVER, *RESUMED) if case.world == world]
     found = run_cases(cases, Path(mkdtemp(prefix=f"grid-{world}-")), SECONDS_PER_LAUNCH)
     return {_key(case): result for case, result in zip(cases, found, strict=True)}
 
@@ -84,6 +93,14 @@ def test_fp32_equals_the_reference(case: Case) -> None:
 @pytest.mark.parametrize("case", [*LONG, *EDGE, *COVER], ids=lambda case: case.name)
 def test_replicas_hold_the_same_bits(case: Case) -> None:
     assert _result(case)["replicas_equal"]
+
+
+@pytest.mark.timeout(SECONDS_PER_LAUNCH + 60)
+@pytest.mark.parametrize("case", [*LONG, *RESUMED], ids=lambda case: case.name)
+def test_a_continued_run_is_the_same_run_to_the_bit(case: Case) -> None:
+    whole, rest = _result(case), _result(case)["resumed"]
+    for curve in ("losses", "grad_norms", "digests"):
+        assert rest[curve] == whole[curve][case.steps // 2 :]
 
 
 @pytest.mark.timeout(SECONDS_PER_LAUNCH + 60)

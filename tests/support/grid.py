@@ -28,7 +28,10 @@ SEQUENCE, GLOBAL_BATCH, LAYERS = 32, 8, 5  # five layers divide no pipeline even
 
 @dataclass(frozen=True)
 class Case:
-    """One run: `parallel` holds keys of that section; `data` is masked, autoregressive, or edge (see `EdgeSamples`)."""
+    """One run: `parallel` holds keys of that section; `data` is masked, autoregressive, or edge (see `EdgeSamples`).
+
+    With `resumed`, a second engine of the same layout loads the middle checkpoint and takes the remaining steps again.
+    """
 
     world: int
     parallel: dict[str, Any] = field(default_factory=dict)
@@ -36,6 +39,7 @@ class Case:
     micro_batch: int = 2
     precision: str = "fp32"
     steps: int = 5
+    resumed: bool = False
 
     @property
     def name(self) -> str:
@@ -174,8 +178,8 @@ def _pairs(case: Case) -> frozenset[Any]:
 def run_cases(cases: Sequence[Case], directory: Path, timeout: float) -> list[dict[str, Any]]:
     """Run `cases` (of one world) in one torchrun launch; results in their order, checkpoints below `directory`.
 
-    A result holds `losses`, `grad_norms`, `digests` by step, and the paths of the checkpoints after the first and
-    the last step.
+    A result holds `losses`, `grad_norms`, `digests` by step, the paths of the checkpoints after the first and the last
+    step, and under `resumed` the same three lists of the steps that were taken again, if the case asks for it.
     """
     world = cases[0].world
     assert all(case.world == world for case in cases)

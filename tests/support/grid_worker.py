@@ -5,16 +5,17 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from parallel.checkpoint.store import Progress, save_checkpoint
+from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from parallel.engines.base import Engine
 from parallel.mesh import Mesh, close_process_group
 from pretrain.build import build_engine
-from pretrain.loop import agree
+from pretrain.loop import agree, learning_rate
 from runtime.environment import RankInfo
 from runtime.files import digest_bytes
 from tests.support.grid import Case, feed_of
@@ -22,29 +23,48 @@ from tests.support.grid import Case, feed_of
 _SECONDS_PER_CASE = 120
 
 
+Curves = dict[str, list[Any]]
+
+
 def run_case(case: Case, directory: Path, rank: RankInfo) -> dict[str, Any]:
-    """Train the case; checkpoints after the first and the last step."""
+    """Train the case; checkpoints after the first and the last step, and in the middle of a case that is resumed."""
     start = time.monotonic()
-    config = case.config()
-    mesh = Mesh.create(config.parallel, rank)
-    engine = build_engine(config, mesh)
-    feed = feed_of(case, mesh.data_rank, mesh.data_size, mesh.context_rank, config.parallel.context)
-    result: dict[str, Any] = {"losses": [], "grad_norms": [], "digests": []}
-    for step in range(case.steps):
-        batch = feed.step(step)
-        agreed = agree(mesh, batch, False)
-        tokens = (step + 1) * config.train.tokens_per_step
-        rate = config.optimizer.lr * config.optimizer.schedule.factor(tokens, config.train.total_tokens)
-        taken = engine.train_step(batch.micro_batches, float(agreed.tokens), rate, lambda _loss, _norm: True)
-        result["losses"].append(taken.loss_sum / agreed.tokens)
-        result["grad_norms"].append(taken.grad_norm)
-        result["digests"].append(agreed.digest)
-        if step in (0, case.steps - 1):
-            progress = Progress(step + 1, step + 1, 0, tokens, identity={}, provenance={}, loop={})
-            result["first" if step == 0 else "last"] = str(save_checkpoint(directory, engine, progress))
-    result["replicas_equal"] = replicas_equal(engine)
+    mesh = Mesh.create(case.config().parallel, rank)
+    engine = build_engine(case.config(), mesh)
+    saved: dict[int, Path] = {}
+    middle = case.steps // 2
+
+    def save(done: int) -> None:
+        if done in (1, case.steps) or (case.resumed and done == middle):
+            progress = Progress(done, done, 0, 0, identity={}, provenance={}, loop={})
+            saved[done] = save_checkpoint(directory, engine, progress)
+
+    result: dict[str, Any] = dict(take_steps(case, engine, range(case.steps), save))
+    result |= {"first": str(saved[1]), "last": str(saved[case.steps]), "replicas_equal": replicas_equal(engine)}
+    if case.resumed:
+        again = build_engine(case.config(), mesh)
+        load_checkpoint(saved[middle], again, {})
+        result["resumed"] = take_steps(case, again, range(middle, case.steps), lambda _done: None)
     result["seconds"] = time.monotonic() - start
     return result
+
+
+def take_steps(case: Case, engine: Engine, span: range, after: Callable[[int], None]) -> Curves:
+    """Take the steps of `span`, calling `after` with the number of steps done."""
+    config, mesh = case.config(), engine.mesh
+    feed = feed_of(case, mesh.data_rank, mesh.data_size, mesh.context_rank, config.parallel.context)
+    curves: Curves = {"losses": [], "grad_norms": [], "digests": []}
+    for step in span:
+        batch = feed.step(step)
+        agreed = agree(mesh, batch, False)
+        taken = engine.train_step(
+            batch.micro_batches, float(agreed.tokens), learning_rate(config, step), lambda _loss, _norm: True
+        )
+        curves["losses"].append(taken.loss_sum / agreed.tokens)
+        curves["grad_norms"].append(taken.grad_norm)
+        curves["digests"].append(agreed.digest)
+        after(step + 1)
+    return curves
 
 
 def replicas_equal(engine: Engine) -> bool:
