@@ -15,7 +15,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.manifest import DatasetManifest
 from data_pipeline.mixture import BLOCK, Mixture
 from data_pipeline.order import Permutation, derive_key
-from data_pipeline.shards import ShardReader, Tokens
+from data_pipeline.shards import ShardReader, Tokens, map_file
 from data_pipeline.tokenizer import Tokenizer
 from runtime.errors import UserError
 from runtime.files import digest_bytes, digest_file
@@ -59,6 +59,11 @@ class TokenDataset:
         if file.is_file() and digest_file(file) != self.tokenizer_digest:
             raise UserError(f"{file} is a tokenizer that is not the shards' own: restore the file")
         return Tokenizer.load(file)
+
+    def check_files(self) -> None:
+        """Raise UserError naming the first shard that is missing or not as long as it was; reads no tokens."""
+        for shard in self.shards:
+            map_file(self.path / shard.info.file.name, shard.info.file.bytes)
 
     def windows(self, length: int) -> int:
         """How many windows of `length` tokens the stream holds; a shorter rest is not used."""

@@ -44,12 +44,21 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
-        show = getattr(error, "show", None)  # click's own usage errors
-        if show is None:
-            raise
-        show()
-        sys.exit(getattr(error, "exit_code", 2))
+        sys.exit(_usage_error(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_error(error: Exception) -> int:
+    """Tell click's own errors (typer carries a click of its own, so by their methods) in our one line."""
+    show, message = getattr(error, "show", None), getattr(error, "format_message", None)
+    if show is None or message is None:
+        raise error
+    if type(error).__name__ == "NoArgsIsHelpError":
+        show()
+    else:
+        command = getattr(getattr(error, "ctx", None), "command_path", "lacuna")
+        print(f"lacuna: {one_line(Exception(message()))}: see `{command} --help`", file=sys.stderr)
+    return int(getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":

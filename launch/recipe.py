@@ -10,7 +10,7 @@ import yaml
 
 from pretrain.config import RunConfig
 from runtime.errors import UserError, suggestion
-from runtime.settings import read_yaml
+from runtime.settings import parse_yaml, read_yaml
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -73,9 +73,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"override {override!r} is not key=value, for example train.steps=100")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override {key}: {text!r} is not a YAML value") from None
+        value = parse_yaml(text)
+    except ValueError:
+        raise UserError(f"override {key}: {text!r} is not a YAML value; quote it, as in {key}='\"…\"'") from None
     *path, last = key.split(".")
     section: Any = values
     for part in path:

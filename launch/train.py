@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from launch import worker
+from launch.outcome import attempt_failure, record_outcome
 from launch.recipe import dump_config
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
-from runtime.environment import describe_machine
-from runtime.errors import LacunaError, Requeue, UserError
+from runtime.environment import RankInfo, describe_machine
+from runtime.errors import LacunaError, UserError
 from runtime.files import read_json, write_atomic, write_json
+from runtime.signals import STOP_SIGNALS, StopRequest
 
-_ERRORS: dict[int, type[LacunaError]] = {UserError.exit_code: UserError, Requeue.exit_code: Requeue}
+_SECONDS_TO_SAVE = 600  # what workers get after a stop signal; a batch system has its own, shorter patience
 
 
-def check_before_start(config: RunConfig, processes: int) -> None:
-    """Find what would fail on every rank before any process starts. Raises UserError."""
+def check_before_start(config: RunConfig, directory: RunDirectory, processes: int) -> None:
+    """Find what would fail on every rank before any process starts and anything is written. Raises UserError."""
     from data_pipeline.dataset import SampleReader
-    from pretrain.session import build_objective
+    from pretrain.session import build_objective, check_continues, run_identity
 
     config.micro_batches(processes)
     reader = SampleReader(config.data, config.train.sequence_length, config.train.seed)
     for dataset in reader.datasets:
         dataset.open_tokenizer()
+        dataset.check_files()
     build_objective(config, reader.manifests[0].tokenizer)
+    check_continues(config, directory, run_identity(config, reader.digest))
 
 
 def prepare_run(config: RunConfig, directory: RunDirectory, processes: int) -> int:
-    """Write what the ranks and people read, and register an attempt. Returns the attempt's number from 0."""
+    """Write what the ranks and people read, and register an attempt. Returns the attempt's number from 0.
+
+    Raises UserError if the directory cannot be written or its `run.json` is broken.
+    """
     metadata: dict[str, Any] = {"name": config.name, "attempts": []}
     if directory.metadata.exists():
         metadata = read_json(directory.metadata)
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("attempts"), list):
+            raise UserError(f"{directory.metadata} has no list of attempts: restore it or move it away")
     attempt = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "processes": processes,
         "layout": config.parallel.describe(processes),
     }
     metadata["attempts"].append(attempt)
-    write_atomic(directory.config, dump_config(config))
-    write_json(directory.environment, describe_machine())
-    write_json(directory.metadata, metadata)
+    try:
+        write_atomic(directory.config, dump_config(config))
+        write_json(directory.environment, describe_machine())
+        write_json(directory.metadata, metadata)
+    except OSError as error:
+        raise _unwritable(directory.root, error) from None
     return len(metadata["attempts"]) - 1
 
 
@@ -56,14 +70,45 @@ def run_local(config: RunConfig, root: Path, processes: int, until: int | None =
     Raises UserError for the user's mistakes, Requeue if the run was stopped and saved, LacunaError otherwise.
     """
     config = resolve_paths(config)
-    check_before_start(config, processes)
     directory = RunDirectory(root)
-    attempt = prepare_run(config, directory, processes)
-    with _shown_to_mlflow(config, directory):
-        code = _start_worker(directory, until) if processes == 1 else _start_workers(directory, processes, until)
-        record_outcome(directory, code)
-    if code:
-        raise _failure(directory, attempt, processes, code)
+    with StopRequest() as stop:  # a signal must not find the process unprepared while it imports
+        check_before_start(config, directory, processes)
+        with _owned(directory):
+            attempt = prepare_run(config, directory, processes)
+            with _shown_to_mlflow(config, directory):
+                if processes == 1:
+                    failure = worker.main(str(root), until, RankInfo(), stop)
+                else:
+                    codes = {} if stop else _start_workers(directory, processes, until)
+                    failure = None if codes is None else attempt_failure(directory, attempt, processes, codes)
+                record_outcome(directory, failure)
+    if failure:
+        raise failure
+
+
+@contextmanager
+def _owned(directory: RunDirectory) -> Iterator[None]:
+    """Keep other launchers on this machine out of the run directory, which is made if need be."""
+    root = directory.root
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _unwritable(root, error) from None
+    try:
+        with suppress(OSError):  # some cluster file systems have no locks
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                reason = f"{root} is being trained by another process: wait for it, or use another --run"
+                raise UserError(reason) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def _unwritable(root: Path, error: OSError) -> UserError:
+    return UserError(f"{root} cannot be written ({error.strerror}): mend that or use another --run")
 
 
 @contextmanager
@@ -89,30 +134,23 @@ def _shown_to_mlflow(config: RunConfig, directory: RunDirectory) -> Iterator[Non
         )
 
 
-def record_outcome(directory: RunDirectory, code: int) -> None:
-    """Note in `run.json` how the attempt ended."""
-    metadata = read_json(directory.metadata)
-    outcome = {0: "finished", Requeue.exit_code: "stopped"}.get(code, "failed")
-    metadata["attempts"][-1] |= {"outcome": outcome, "exit_code": code}
-    write_json(directory.metadata, metadata)
-
-
 def resolve_paths(config: RunConfig) -> RunConfig:
     """The configuration with absolute data paths, since ranks may run elsewhere."""
     data = config.data
-    path = None if data.path is None else str(Path(data.path).absolute())
-    mixture = {str(Path(p).absolute()): weight for p, weight in data.mixture.items()}
+    path = None if data.path is None else _absolute(data.path)
+    mixture = {_absolute(p): weight for p, weight in data.mixture.items()}
     return config.model_copy(update={"data": data.model_copy(update={"path": path, "mixture": mixture})})
 
 
-def _start_worker(directory: RunDirectory, until: int | None) -> int:
-    from launch import worker
-
-    return worker.main(str(directory.root), until)
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
-def _start_workers(directory: RunDirectory, processes: int, until: int | None) -> int:
-    """One torchrun agent for this machine; its workers end with a code and a failure file of their own."""
+def _start_workers(directory: RunDirectory, processes: int, until: int | None) -> dict[int, int] | None:
+    """One torchrun agent for this machine. Returns exit codes of the ranks that failed, or None if all is well.
+
+    A stop signal is passed on to the workers, which save; their codes are then not known, and the answer is {}.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -127,37 +165,29 @@ def _start_workers(directory: RunDirectory, processes: int, until: int | None) -
         run_id=f"lacuna-{os.getpid()}",
         max_restarts=0,
         monitor_interval=0.2,
+        signals_to_handle=",".join([*(number.name for number in STOP_SIGNALS), "SIGHUP", "SIGQUIT"]),
+        shutdown_timeout=_SECONDS_TO_SAVE,
     )
     arguments = ["-m", "launch.worker", str(directory.root)] + ([] if until is None else [str(until)])
     try:
-        with _threads_per_process(processes):
+        with _workers_environment(processes):
             elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode or 1
+        return {rank: failure.exitcode for rank, failure in error.failures.items()}
     except SignalException:
-        return Requeue.exit_code
-    return 0
+        return {}
+    return None
 
 
 @contextmanager
-def _threads_per_process(processes: int) -> Iterator[None]:
-    """Share the cores among the workers, unless the user has said otherwise."""
-    name = "OMP_NUM_THREADS"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+def _workers_environment(processes: int) -> Iterator[None]:
+    """Share the cores among the workers, unless the user has said otherwise; and their errors are told here."""
+    wanted = {worker.LAUNCHER_TELLS: "1"}
+    if "OMP_NUM_THREADS" not in os.environ:
+        wanted["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    os.environ |= wanted
     try:
         yield
     finally:
-        del os.environ[name]
-
-
-def _failure(directory: RunDirectory, attempt: int, processes: int, code: int) -> LacunaError:
-    for rank in range(processes):
-        path = directory.failure(attempt, rank)
-        if path.exists():
-            found = read_json(path)
-            return _ERRORS.get(found["exit_code"], LacunaError)(found["message"])
-    logs = directory.logs(attempt)
-    return _ERRORS.get(code, LacunaError)(f"a rank ended with code {code} without a word: see {logs}")
+        for name in wanted:
+            del os.environ[name]

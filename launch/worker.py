@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
 from runtime.environment import RankInfo
-from runtime.errors import LacunaError, Requeue, one_line
+from runtime.errors import LacunaError, Requeue, UserError, one_line
 from runtime.files import read_json, write_json
 from runtime.logs import capture_warnings, configure_logs, log
 from runtime.progress import ProgressBar
 from runtime.settings import read_yaml
 from runtime.signals import StopRequest
 
-EXIT_REQUEUE = Requeue.exit_code
+LAUNCHER_TELLS = "LACUNA_LAUNCHER_TELLS"
+"""Set for workers whose errors a launcher tells; under plain torchrun or srun they tell them themselves."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def main(run: str, until: int | None) -> int:
-    """Train as the rank that the environment names. Returns the exit code; the reason stands in the rank's log."""
-    directory, rank = RunDirectory(Path(run)), RankInfo.from_environment()
+def main(run: str, until: int | None, rank: RankInfo, stop: StopRequest) -> LacunaError | None:
+    """Train as `rank` until a step, the end or a stop. Returns why it ended early, or None.
+
+    The reason stands in the attempt's failure file too, for a launcher in another process, and with a traceback
+    in the rank's log.
+    """
+    directory = RunDirectory(Path(run))
     attempt = current_attempt(directory)
     configure_logs(rank, directory.logs(attempt))
     capture_warnings()
     faulthandler.enable()
     try:
-        _train(directory, rank, attempt, until)
-    except LacunaError as error:
-        log.debug("ends with an error", exc_info=True)
-        write_json(directory.failure(attempt, rank.rank), {"message": one_line(error), "exit_code": error.exit_code})
-        return error.exit_code
+        _train(directory, rank, attempt, until, stop)
     except Exception as error:
-        log.error("rank %d: %s: %s", rank.rank, type(error).__name__, one_line(error), exc_info=True)
-        message = (
-            f"rank {rank.rank}: {type(error).__name__}: {one_line(error)} (traceback in {directory.logs(attempt)})"
-        )
-        write_json(directory.failure(attempt, rank.rank), {"message": message, "exit_code": 1})
-        return 1
-    return 0
+        log.debug("rank %d ends with an error", rank.rank, exc_info=True)
+        failure = _as_failure(error, rank, directory.logs(attempt))
+        reason = {"message": one_line(failure), "exit_code": failure.exit_code}
+        with suppress(OSError):  # on a full disk the launcher says at least the code
+            write_json(directory.failure(attempt, rank.rank), reason)
+        return failure
+    return None
+
+
+def _as_failure(error: Exception, rank: RankInfo, logs: Path) -> LacunaError:
+    if isinstance(error, LacunaError):
+        return error
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return UserError(f"rank {rank.rank}: {error}: free some room, start again with the same --run to continue")
+    return LacunaError(f"rank {rank.rank}: {type(error).__name__}: {error} (traceback in {logs})")
 
 
 def current_attempt(directory: RunDirectory) -> int:
@@ -49,7 +61,7 @@ def current_attempt(directory: RunDirectory) -> int:
     return len(read_json(directory.metadata)["attempts"]) - 1
 
 
-def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | None) -> None:
+def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | None, stop: StopRequest) -> None:
     from data_pipeline.dataset import SampleReader
     from parallel.mesh import Mesh, close_process_group
     from pretrain.build import build_engine
@@ -58,13 +70,12 @@ def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | N
     from pretrain.session import Session, build_objective
 
     config = RunConfig.parse(read_yaml(directory.config), str(directory.config))
-    stop = StopRequest().install()
     reader = SampleReader(config.data, config.train.sequence_length, config.train.seed)
     objective = build_objective(config, reader.manifests[0].tokenizer)
     mesh = Mesh.create(config.parallel, rank)
     engine = build_engine(config, mesh)
     session = Session(config, directory, engine, reader, attempt)
-    start = session.resume()
+    start, guard = session.resume()
     until = min(until or config.train.steps, config.train.steps)
     train_config = config.train
     feed = Feed(
@@ -86,7 +97,7 @@ def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | N
                 f"loss {values['train/loss']:.3f}  {values['perf/tokens_per_second']:,.0f} tokens/s",
             )
 
-        step, stopped = train(config, engine, feed, start, until, session.hooks(report), stop)
+        step, stopped = train(config, engine, feed, range(start, until), guard, session.hooks(report), stop)
     close_process_group()
     if stopped:
         raise Requeue(
@@ -94,8 +105,23 @@ def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | N
         )
 
 
+def _as_process(arguments: list[str]) -> int:
+    """`python -m launch.worker RUN [UNTIL]`, as a rank that torchrun or srun started."""
+    stop = StopRequest().install()
+    try:
+        until = int(arguments[1]) if arguments[1:] else None
+        failure = main(arguments[0], until, RankInfo.from_environment(), stop)
+    except LacunaError as error:  # before there is a log to write to
+        failure = error
+    if failure is None:
+        return 0
+    if LAUNCHER_TELLS not in os.environ:
+        print(f"lacuna: {one_line(failure)}", file=sys.stderr)
+    return failure.exit_code
+
+
 if __name__ == "__main__":
-    code = main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    code = _as_process(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     # a rank that failed must not wait in atexit handlers for peers that are gone

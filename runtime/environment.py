@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from runtime.errors import UserError
 
 _PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "pyarrow", "sentencepiece", "mlflow")
+_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,28 @@ class RankInfo:
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] | None = None) -> "RankInfo":
-        """Read torchrun's variables, else Slurm's step variables, else a single process."""
+        """Read torchrun's variables, else Slurm's step variables, else a single process.
+
+        Raises UserError for values that are no place in a world, or half of torchrun's variables.
+        """
         variables = os.environ if variables is None else variables
         attempt = _integer(variables, "SLURM_RESTART_COUNT", 0) + _integer(variables, "TORCHELASTIC_RESTART_COUNT", 0)
+        if bool(variables.get("RANK")) != bool(variables.get("WORLD_SIZE")):
+            raise UserError("only one of RANK and WORLD_SIZE is set: set both (torchrun does) or neither")
         for rank, world, local in (
             ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
             ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
         ):
-            if rank in variables and world in variables:
-                return cls(
+            if variables.get(rank) and variables.get(world):
+                place = cls(
                     _integer(variables, rank, 0), _integer(variables, world, 1), _integer(variables, local, 0), attempt
                 )
+                if place.rank >= place.world:
+                    raise UserError(
+                        f"environment variables {rank}={place.rank} and {world}={place.world} do not fit together: "
+                        "ranks count from 0; start with torchrun, srun or `lacuna train`"
+                    )
+                return place
         return cls(attempt=attempt)
 
 
@@ -49,9 +61,10 @@ def _integer(variables: Mapping[str, str], name: str, default: int) -> int:
     text = variables.get(name, "")
     if not text:
         return default
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
         raise UserError(
-            f"environment variable {name}={text!r} is not a whole number: start with torchrun, srun or `lacuna train`"
+            f"environment variable {name}={text!r:.40} is not a whole number: "
+            "start with torchrun, srun or `lacuna train`"
         )
     return int(text)
 

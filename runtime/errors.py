@@ -35,6 +35,6 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` on a single line, safe for a terminal and a log."""
-    text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    """The message of `error` on a single line, safe for a terminal and a log: control characters are spelt out."""
+    text = " ".join((str(error) or type(error).__name__).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

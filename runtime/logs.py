@@ -28,6 +28,11 @@ class _JsonLines(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
+class _RankFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A log that cannot be written (a full disk) must not drown the console in tracebacks."""
+
+
 def configure_logs(rank: RankInfo, directory: Path | None = None) -> None:
     """Send `log` to `directory/rank-NNNNN.jsonl` (every rank) and to standard error (rank 0, INFO and up)."""
     log.handlers.clear()
@@ -40,7 +45,7 @@ def configure_logs(rank: RankInfo, directory: Path | None = None) -> None:
         log.addHandler(console)
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(directory / f"rank-{rank.rank:05d}.jsonl", encoding="utf-8")
+        file = _RankFile(directory / f"rank-{rank.rank:05d}.jsonl", encoding="utf-8")
         file.setFormatter(_JsonLines(rank.rank))
         log.addHandler(file)
     log.debug("rank %d of %d starts at %s", rank.rank, rank.world, time.strftime("%Y-%m-%dT%H:%M:%S%z"))

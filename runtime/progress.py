@@ -51,5 +51,5 @@ class ProgressBar:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        elif self._visible:
+        elif self._visible and kind is None:  # an error speaks for itself
             self._print_line()

@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from launch.commands.output import DryRun, Json, print_json, print_table
+from runtime.errors import UserError
 
 app = typer.Typer(help="Look after checkpoints.", no_args_is_help=True)
 Run = Annotated[Path, typer.Argument(help="Run directory, or its checkpoints directory.")]
 
 
 def _root(path: Path) -> Path:
+    if not path.is_dir():
+        raise UserError(f"{path} is no directory: give a run directory")
     return path / "checkpoints" if (path / "checkpoints").is_dir() else path
 
 

@@ -1,6 +1,7 @@
 """What commands print: one JSON object for scripts, a plain table for people."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -12,8 +13,16 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on standard output."""
-    print(json.dumps(value, ensure_ascii=False, default=str))
+    """One JSON value on standard output; JSON has no words for nan and infinities, they stand as null."""
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(below) for below in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

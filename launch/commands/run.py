@@ -30,11 +30,12 @@ def train(
     from launch.recipe import load_recipe
     from launch.train import check_before_start, resolve_paths, run_local
     from pretrain.plan import plan as make_plan
+    from pretrain.run_directory import RunDirectory
 
     config = load_recipe(recipe, overrides or [])
     directory = run or Path("runs") / config.name
     if dry_run:
-        check_before_start(resolve_paths(config), processes)
+        check_before_start(resolve_paths(config), RunDirectory(directory), processes)
         summary = {"run": str(directory), "layout": config.parallel.describe(processes), **make_plan(config, processes)}
         print_json(summary) if json else _print_plan(summary)
         return
