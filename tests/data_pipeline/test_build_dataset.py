@@ -254,7 +254,7 @@ def test_the_standard_library_is_a_corpus(build_config: Config, tmp_path: Path) 
             {"sources": [{"kind": "text", "name": "a/../b", "licence": "b", "glob": "*"}]},
             "sources.0.name",
         ),
-        ({"sources": [{"kind": "text", "name": "a", "glob": "*"}]}, "sources.0.text.licence"),
+        ({"sources": [{"kind": "text", "name": "a", "glob": "*"}]}, "sources.0.licence"),
         (
             {"sources": [{"kind": "text", "name": "a", "licence": "b", "glob": "*", "splits": "x"}]},
             "did you mean 'split'",
