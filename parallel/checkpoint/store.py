@@ -78,7 +78,7 @@ def save_checkpoint(root: Path, engine: Engine, progress: Progress) -> Path:
 def _try_publish(staging: Path, final: Path, progress: Progress, reports: list[Any]) -> str:
     try:
         _publish(staging, final, progress, reports)
-    except OSError as error:
+    except (OSError, UserError) as error:
         return f"rank 0 could not publish {final}: {one_line(error)}"
     return ""
 

@@ -14,11 +14,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.engines.base import Engine
 from parallel.megatron_config import transformer_config
 from parallel.mesh import Mesh, close_process_group
-from pretrain.build import build_engine, pipeline_stages
 from pretrain.config import RunConfig
+from pretrain.estimate import stages_of
 from pretrain.model import Transformer
 from runtime.environment import RankInfo
 
@@ -43,7 +42,7 @@ def simulated_rank(config: RunConfig, rank: int, world: int) -> Iterator[Mesh]:
 def rank_models(config: RunConfig, mesh: Mesh) -> list[Transformer]:
     """The model chunks of this rank in order of depth, not initialised."""
     settings = transformer_config(mesh, config.model.width, config.model.heads, config.train.precision)
-    chunks = pipeline_stages(config)[mesh.pipeline_rank :: mesh.layout.pipeline]
+    chunks = stages_of(config, mesh.layout)[mesh.pipeline_rank :: mesh.layout.pipeline]
     objective, train = config.objective, config.train
     return [Transformer(config.model, mesh, settings, objective.causal, train.head_chunk, chunk) for chunk in chunks]
 
@@ -58,8 +57,3 @@ def single_process(config: RunConfig) -> Iterator[Mesh]:
             yield Mesh.create(config.parallel, RankInfo())
         finally:
             close_process_group()
-
-
-def fresh_engine(config: RunConfig, mesh: Mesh) -> Engine:
-    """A newly initialised engine on `mesh`."""
-    return build_engine(config, mesh)

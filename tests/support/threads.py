@@ -19,12 +19,41 @@ from tests.support.simulated import simulated_rank
 Logical = dict[str, dict[str, torch.Tensor]]  # kind → logical name → whole tensor
 
 
+class PeerLeft(Exception):
+    """A rank waits for one that has ended with an error; between processes it would wait for ever."""
+
+
 class _Meeting:
-    """Where the threads of a world wait for each other. A rank that leaves with an error breaks it for the others."""
+    """Where the ranks of a world wait for each other, round by round."""
 
     def __init__(self, world: int) -> None:
-        self.barrier = threading.Barrier(world, timeout=30)
-        self.values: list[Any] = [None] * world
+        self._changed = threading.Condition()
+        self._rounds = [0] * world
+        self._left = [False] * world
+        self._values: list[dict[int, Any]] = [{} for _ in range(world)]
+
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        """Hand in a value, wait for those of all ranks in the same round, and return them in rank order."""
+        with self._changed:
+            self._rounds[rank] += 1
+            number = self._rounds[rank]
+            self._values[rank][number] = value
+            self._changed.notify_all()
+            met = self._changed.wait_for(lambda: self._all_in(number) or self._hopeless(number), timeout=60)
+            if not met or not self._all_in(number):
+                raise PeerLeft(f"rank {rank} in round {number}")
+            return [values[number] for values in self._values]
+
+    def leave(self, rank: int) -> None:
+        with self._changed:
+            self._left[rank] = True
+            self._changed.notify_all()
+
+    def _all_in(self, number: int) -> bool:
+        return all(done >= number for done in self._rounds)
+
+    def _hopeless(self, number: int) -> bool:
+        return any(left and done < number for left, done in zip(self._left, self._rounds, strict=True))
 
 
 @dataclass(frozen=True)
@@ -34,31 +63,29 @@ class ThreadMesh(Mesh):
     meeting: Any = None
 
     def gather(self, value: Any) -> list[Any]:
-        self.meeting.values[self.rank] = value
-        self.meeting.barrier.wait()
-        values = list(self.meeting.values)
-        self.meeting.barrier.wait()
-        return values
+        return self.meeting.exchange(self.rank, value)
 
     def barrier(self) -> None:
-        self.meeting.barrier.wait()
+        self.meeting.exchange(self.rank, None)
+
+    def sum_all(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self.meeting.exchange(self.rank, values.clone())).sum(0)
 
 
 def run_ranks(world: int, work: Callable[[ThreadMesh], Any]) -> list[Any]:
-    """Call `work` on every rank at once. Returns what each returned, or the exception it raised.
-
-    Ranks that would wait for ever, because another one has left, raise BrokenBarrierError.
-    """
+    """Call `work` on every rank at once, each a data rank. Returns what each returned, or the exception it raised."""
     meeting = _Meeting(world)
     results: list[Any] = [None] * world
 
     def rank_main(rank: int) -> None:
-        mesh = ThreadMesh(ParallelConfig(), rank, world, torch.device("cpu"), data_size=world, meeting=meeting)
+        layout, cpu = ParallelConfig(), torch.device("cpu")
+        mesh = ThreadMesh(layout, rank, world, cpu, data_rank=rank, data_size=world, meeting=meeting)
         try:
             results[rank] = work(mesh)
         except Exception as error:
             results[rank] = error
-            meeting.barrier.abort()
+        finally:
+            meeting.leave(rank)
 
     threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(world)]
     for thread in threads:
