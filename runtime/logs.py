@@ -35,7 +35,8 @@ class _RankFile(logging.FileHandler):
 
 def configure_logs(rank: RankInfo, directory: Path | None = None) -> None:
     """Send `log` to `directory/rank-NNNNN.jsonl` (every rank) and to standard error (rank 0, INFO and up)."""
-    log.handlers.clear()
+    while log.handlers:
+        log.handlers.pop().close()
     log.propagate = False
     log.setLevel(logging.DEBUG)
     if rank.is_first:
