@@ -22,7 +22,7 @@ from runtime.environment import RankInfo
 
 @dataclass(frozen=True)
 class StageReport:
-    """What one rank of a pipeline stage holds: global layers, parameters, and bytes of weights, gradients, optimizer."""
+    """What a rank of a pipeline stage holds: global layers, parameters, bytes of weights, gradients, optimizer."""
 
     pipeline_rank: int
     layers: tuple[str, ...]
