@@ -42,6 +42,19 @@ def reference(data: str, steps: int) -> tuple[ReferenceRun, tuple[str, ...]]:
     return reference_losses(case.config(), feed, steps), tuple(digests)
 
 
+@cache
+def float32_drift(data: str, steps: int) -> float:
+    """How far the plain reference itself drifts from float64 in float32: largest relative gradient-norm difference.
+
+    Adam divides by the root of tiny second moments, so that rounding grows where gradients are nearly zero. No
+    layout can be nearer to float64 than float32 arithmetic is.
+    """
+    exact, _ = reference(data, steps)
+    case = Case(1, {}, data, micro_batch=8, steps=steps)
+    rounded = reference_losses(case.config(), feed_of(case), steps, dtype=torch.float32)
+    return max(abs(a - b) / b for a, b in zip(rounded.grad_norms, exact.grad_norms, strict=True))
+
+
 def distance(case: Case, result: dict[str, Any]) -> Distance:
     """Compare a case's result and checkpoints with the reference."""
     run, digests = reference(case.data, case.steps)
