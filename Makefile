@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove clean
+.PHONY: pretrain test lint bench prove prove-grid clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -27,8 +27,11 @@ bench: .venv/installed
 	$(BIN)/python -m bench.run
 
 ## The longer proofs, with reports under docs/
-prove: .venv/installed-test
-	$(BIN)/python -m pytest tests/prove
+prove: prove-grid
+
+## Every combination of layouts against the plain reference (an hour on two cores); rewrites docs/parallelism.md
+prove-grid: .venv/installed-test
+	$(BIN)/python -m tests.prove.grid
 
 clean:
 	rm -rf .venv build *.egg-info
