@@ -35,7 +35,7 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 def main() -> None:
     """Run a command. A user's error is one line on standard error and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="lacuna", standalone_mode=False)
     except LacunaError as error:
         if os.environ.get(_DEBUG):
             raise

@@ -11,12 +11,12 @@ from runtime.errors import UserError, one_line, suggestion
 
 
 class Settings(BaseModel):
-    """Base of every configuration section: frozen, unknown keys refused, no silent conversions to str.
+    """Base of every configuration section: frozen, unknown keys refused, finite numbers, no conversions to str.
 
     Nor are `true` and `false` (YAML also reads `yes` and `on` so) taken for the numbers 1 and 0.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
