@@ -14,6 +14,8 @@ Public names:
     logits(weights, shape, ids_BS, causal, lengths_B=None) -> Tensor [B, S, V]
     batch_loss(weights, shape, batch, causal) -> scalar Tensor
         Σ weight · cross-entropy (nats) over the counting rows of a `MicroBatch` (masked or autoregressive).
+    batch_gradients(weights, shape, batch, causal) -> (scalar Tensor, Weights)
+        That sum and its gradient to every weight.
     reference_losses(config, feed, steps, weights=None, dtype=torch.float64) -> ReferenceRun
         Trains from step 0. `feed.step(k)` must give the whole global batch (one data rank, one context rank), in any
         micro-batches. `ReferenceRun.losses` and `.grad_norms` have an entry a step (mean loss per counting token in
@@ -116,6 +118,13 @@ def batch_loss(weights: Weights, shape: ModelShape, batch: Any, causal: bool) ->
     position_R, sequence_R = batch.rows_R // batch_size, batch.rows_R % batch_size
     target_logits_R = logits_BSV[sequence_R, position_R, batch.targets_R]
     return (batch.weights_R * (log_normalisers_BS[sequence_R, position_R] - target_logits_R)).sum()
+
+
+def batch_gradients(weights: Weights, shape: ModelShape, batch: Any, causal: bool) -> tuple[torch.Tensor, Weights]:
+    """`batch_loss` and its gradient to every weight, in the weights' precision."""
+    leaves = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
+    loss = batch_loss(leaves, shape, batch, causal)
+    return loss.detach(), dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
 def reference_losses(
