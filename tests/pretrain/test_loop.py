@@ -1,0 +1,230 @@
+"""The training loop: what ranks agree on, what it reports, when it saves, and how it ends."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel.engines.base import Engine
+from parallel.mesh import Mesh
+from pretrain.build import build_engine
+from pretrain.config import RunConfig
+from pretrain.feed import StepBatch
+from pretrain.guards import Guard
+from pretrain.loop import Hooks, agree, learning_rate, train
+from runtime.errors import LacunaError
+from runtime.signals import StopRequest
+from tests.support.feeds import whole_feed
+from tests.support.reference_model import reference_losses
+from tests.support.simulated import single_process
+from tests.support.threads import run_ranks
+from tests.support.tiny import tiny_config
+
+WORD = 1 << 64
+LOCAL = Mesh.local(torch.device("cpu"))
+words = st.one_of(st.integers(0, WORD - 1), st.sampled_from([0, 1, 2**63 - 1, 2**63, WORD - 1]))
+
+
+@given(st.tuples(words, words), st.integers(0, 2**40))
+def test_digest_is_both_words_in_hexadecimal(digest: tuple[int, int], tokens: int) -> None:
+    agreed = agree(LOCAL, StepBatch((), tokens, digest), stop=False)
+    assert agreed.digest == f"{digest[1]:016x}{digest[0]:016x}"
+    assert len(agreed.digest) == 32
+    assert (agreed.tokens, agreed.stop) == (tokens, False)
+
+
+@given(st.lists(st.tuples(words, words), min_size=2, max_size=3))
+def test_digests_of_ranks_are_added_modulo_two_to_the_64(digests: list[tuple[int, int]]) -> None:
+    results = run_ranks(len(digests), lambda mesh: agree(mesh, StepBatch((), 5, digests[mesh.rank]), False))
+    low, high = (sum(column) % WORD for column in zip(*digests, strict=True))
+    assert all(agreed.digest == f"{high:016x}{low:016x}" for agreed in results)
+    assert all(agreed.tokens == 5 * len(digests) for agreed in results)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_agree_on_the_digest_of_the_global_batch(ranks: int) -> None:
+    config = tiny_config()
+    (alone,) = run_ranks(1, lambda mesh: agree(mesh, whole_feed(config).step(3), False))
+    results = run_ranks(
+        ranks, lambda mesh: agree(mesh, whole_feed(config, data_rank=mesh.rank, data_size=ranks).step(3), False)
+    )
+    assert results == [alone] * ranks
+
+
+@pytest.mark.parametrize("place", ["tensor_rank", "pipeline_rank", "context_rank"])
+def test_peers_of_a_data_rank_do_not_count_twice(place: str) -> None:
+    share = StepBatch((), 7, (11, 13))
+    results = run_ranks(2, lambda mesh: agree(replace(mesh, **{place: mesh.rank}), share, False))
+    assert [agreed.tokens for agreed in results] == [7, 7]
+    assert {agreed.digest for agreed in results} == {f"{13:016x}{11:016x}"}
+
+
+@pytest.mark.parametrize("asking", range(3))
+def test_a_stop_on_any_rank_stops_all(asking: int) -> None:
+    def ask(mesh: Any) -> bool:
+        peer = replace(mesh, tensor_rank=mesh.rank)  # also one that does not speak for its data rank
+        return agree(peer, StepBatch((), 1, (0, 0)), stop=mesh.rank == asking).stop
+
+    assert run_ranks(3, ask) == [True] * 3
+
+
+@dataclass
+class Recorder:
+    """What the loop told the outside."""
+
+    lines: dict[int, dict[str, Any]] = field(default_factory=dict)
+    saved: list[int] = field(default_factory=list)
+
+    def hooks(self) -> Hooks:
+        return Hooks(metrics=self.lines.__setitem__, save=lambda step, _guard: self.saved.append(step))
+
+
+def run_loop(config: RunConfig, engine: Engine, span: range, stop: StopRequest | None = None, **place: Any) -> Any:
+    """(what `train` returned, what it told, the guard)."""
+    recorder, guard = Recorder(), Guard(config.guard)
+    stop = stop or StopRequest()
+    returned = train(config, engine, whole_feed(config, **place), span, guard, recorder.hooks(), stop)
+    return returned, recorder, guard
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    with single_process(tiny_config()) as alone:
+        yield alone
+
+
+@pytest.mark.filterwarnings("ignore")  # the engine gives many
+class TestRealEngine:
+    """With megatron in this process."""
+
+    @pytest.mark.parametrize("objective", ["masked", "autoregressive"])
+    def test_metrics_are_those_of_the_reference(self, mesh: Mesh, objective: str) -> None:
+        config = tiny_config(objective, train__steps=4, optimizer__lr=0.003)
+        returned, recorder, _ = run_loop(config, build_engine(config, mesh), range(4))
+        reference = reference_losses(config, whole_feed(config), 4)
+        assert returned == (4, False)
+        assert list(recorder.lines) == [1, 2, 3, 4]
+        for step, line in recorder.lines.items():
+            assert line["train/loss"] == pytest.approx(reference.losses[step - 1], rel=1e-6)
+            assert line["optim/grad_norm"] == pytest.approx(reference.grad_norms[step - 1], rel=1e-5)
+            assert line["optim/lr"] == learning_rate(config, step - 1)
+            assert line["tokens"] == step * 256
+            low, high = whole_feed(config).step(step - 1).digest
+            assert line["data/batch_digest"] == f"{high:016x}{low:016x}"
+            assert line["train/refused_steps"] == 0
+            assert line["perf/tokens_per_second"] > 0
+            assert line["perf/mfu"] > 0
+            levels = [key for key in line if key.startswith("train/loss_at_level/")]
+            assert bool(levels) == (objective == "masked")
+            assert all(isinstance(value, int | float | str) for value in line.values())
+
+    def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(self, mesh: Mesh) -> None:
+        """Weights and moments stay what they were; the message says where to continue from."""
+        config = tiny_config(guard__patience=2)
+        engine = build_engine(config, mesh)
+        for fragment in engine.fragments():
+            if fragment.kind == "weight":
+                fragment.values[0] = torch.nan
+        engine.finish_load(0)
+        before = [fragment.values.clone() for fragment in engine.fragments()]
+        recorder = Recorder()
+        with pytest.raises(LacunaError, match=r"^step 2: 2 steps in a row were refused .*nan.*lower optimizer\.lr"):
+            train(config, engine, whole_feed(config), range(20), Guard(config.guard), recorder.hooks(), StopRequest())
+        assert recorder.saved == []
+        assert list(recorder.lines) == [1]
+        assert recorder.lines[1]["train/refused_steps"] == 1
+        for fragment, values in zip(engine.fragments(), before, strict=True):
+            assert torch.equal(fragment.values.isnan(), values.isnan())
+            assert torch.equal(fragment.values.nan_to_num(), values.nan_to_num())
+
+    def test_one_bad_step_is_passed_over_and_the_run_goes_on(self, mesh: Mesh) -> None:
+        """A batch with an infinite weight: its step is refused, the next one is as if it had not been."""
+        config = tiny_config(train__steps=3)
+        feed = whole_feed(config)
+
+        class OneBadBatch:
+            def step(self, step: int) -> StepBatch:
+                share = feed.step(step)
+                if step != 1:
+                    return share
+                first, *others = share.micro_batches
+                bad = replace(first, weights_R=torch.full_like(first.weights_R, torch.inf))
+                return replace(share, micro_batches=(bad, *others))
+
+        engine, recorder, guard = build_engine(config, mesh), Recorder(), Guard(config.guard)
+        train(config, engine, OneBadBatch(), range(3), guard, recorder.hooks(), StopRequest())  # type: ignore[arg-type]
+        assert [line["train/refused_steps"] for line in recorder.lines.values()] == [0, 1, 1]
+        assert guard.refused == 1
+        assert all(bool(fragment.values.isfinite().all()) for fragment in engine.fragments())
+
+    @pytest.mark.parametrize(
+        ("every", "span", "saved"),
+        [
+            (2, range(5), [2, 4, 5]),
+            (2, range(4), [2, 4]),
+            (2, range(3, 7), [4, 6, 7]),
+            (1, range(3), [1, 2, 3]),
+            (100, range(3), [3]),
+            (2, range(4, 4), []),
+        ],
+    )
+    def test_saves_every_so_many_steps_and_at_the_end(
+        self, mesh: Mesh, every: int, span: range, saved: list[int]
+    ) -> None:
+        config = tiny_config(checkpoint__every=every)
+        returned, recorder, _ = run_loop(config, build_engine(config, mesh), span)
+        assert recorder.saved == saved
+        assert returned == (span.stop, False)
+
+    def test_logs_every_so_many_steps_and_the_last(self, mesh: Mesh) -> None:
+        config = tiny_config(train__log_every=3)
+        _, recorder, _ = run_loop(config, build_engine(config, mesh), range(7))
+        assert list(recorder.lines) == [3, 6, 7]
+
+    def test_a_stop_request_saves_and_says_so(self, mesh: Mesh) -> None:
+        config = tiny_config()
+        stop, recorder = StopRequest(), Recorder()
+        hooks = recorder.hooks()
+
+        def report(step: int, values: dict[str, Any]) -> None:
+            hooks.metrics(step, values)
+            if step == 3:
+                stop._note(15, None)  # as the signal handler does
+
+        engine = build_engine(config, mesh)
+        returned = train(
+            config, engine, whole_feed(config), range(20), Guard(config.guard), replace(hooks, metrics=report), stop
+        )
+        assert returned == (3, True)
+        assert recorder.saved == [3]
+
+    def test_a_run_in_two_parts_is_the_run_in_one(self, mesh: Mesh) -> None:
+        config = tiny_config()
+        _, whole, _ = run_loop(config, build_engine(config, mesh), range(4))
+        engine = build_engine(config, mesh)
+        parts = [run_loop(config, engine, span)[1] for span in (range(2), range(2, 4))]
+        for key in ("train/loss", "optim/grad_norm", "optim/lr", "data/batch_digest", "tokens"):
+            found = {step: line[key] for part in parts for step, line in part.lines.items()}
+            assert found == {step: line[key] for step, line in whole.lines.items()}
+
+    def test_an_error_of_the_data_reaches_the_caller(self, mesh: Mesh) -> None:
+        config = tiny_config()
+
+        class Broken:
+            def step(self, step: int) -> StepBatch:
+                raise LacunaError(f"shard of step {step} is damaged")
+
+        with pytest.raises(LacunaError, match="shard of step 2 is damaged"):
+            train(
+                config,
+                build_engine(config, mesh),
+                Broken(),  # type: ignore[arg-type]
+                range(2, 5),
+                Guard(config.guard),
+                Recorder().hooks(),
+                StopRequest(),
+            )
