@@ -5,7 +5,6 @@ these calls are answered with their CPU meaning. The patch is global, so only wo
 """
 
 import functools
-import os
 import types
 from collections.abc import Callable
 from typing import Any
@@ -48,14 +47,16 @@ def _nothing(*_args: object, **_kwargs: object) -> None:
 
 
 def install() -> bool:
-    """Patch torch for megatron-core if this machine has no CUDA. Returns whether the patch is active."""
+    """Patch torch for megatron-core if this machine has no CUDA. Returns whether the patch is active.
+
+    torch.compile is switched off with it: megatron decorates small functions with it, 40 s of compilation on a CPU
+    and no gain.
+    """
     if torch.cuda.is_available():
         return False
+    torch._dynamo.config.disable = True
     if getattr(torch.cuda, "_lacuna_cpu", False):
         return True
-    # megatron decorates small functions with torch.compile: 40 s of compilation on a CPU and no gain
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    torch._dynamo.config.disable = True
     _patch_cuda_namespace(torch.cuda)
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))

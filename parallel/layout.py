@@ -15,7 +15,7 @@ class ParallelConfig(Settings):
     ranks (ZeRO stages). `sequence`: activations between tensor-parallel layers are cut along the sequence.
     `recompute`: which activations are computed again in the backward pass instead of kept (`selective`: inside
     attention). `overlap`: reduce gradients and gather parameters while computing. `offload`: keep optimizer state,
-    or parameters too, in host memory. `compile`: torch.compile each block.
+    or parameters too, in host memory.
     """
 
     engine: Literal["megatron", "deepspeed"] = "megatron"
@@ -28,7 +28,6 @@ class ParallelConfig(Settings):
     recompute: Literal["none", "selective", "full"] = "none"
     overlap: bool = False
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    compile: bool = False
 
     @model_validator(mode="after")
     def _engine_can(self) -> Self:

@@ -197,5 +197,6 @@ def _adopt_process_group(mesh: Mesh) -> None:
     if mesh.device.type == "cpu":
         # else a shared-memory kernel is compiled at first use: 30-60 s, and a crash without a compiler
         deepspeed.ops.__compatible_ops__ = {}
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also in a single process
+    # DeepSpeed insists on it, also under srun and in a single process, and takes its device from it
+    os.environ.setdefault("LOCAL_RANK", str(mesh.device.index or 0))
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

@@ -44,7 +44,7 @@ class Case:
     @property
     def name(self) -> str:
         """Layout, data and micro-batch in words."""
-        switches = [k for k in ("overlap", "compile") if self.parallel.get(k)]
+        switches = ["overlap"] if self.parallel.get("overlap") else []
         switches += [f"{k}={self.parallel[k]}" for k in ("recompute", "offload") if k in self.parallel]
         layout = self.config().parallel.describe(self.world)
         return " ".join([layout, *switches, self.data, f"mb{self.micro_batch}", self.precision])
