@@ -57,11 +57,11 @@ def train(
             rate = learning_rate(config, done)
             result = _guarded_step(engine, batch, agreed, rate, guard)
             done += 1
+            clock.tick(batches.wait_seconds)
+            if done % config.train.log_every == 0 or done == span.stop or guard.exhausted:
+                hooks.metrics(done, {**_metrics(config, done, agreed, result, rate, guard), **clock.metrics()})
             if guard.exhausted:
                 raise LacunaError(_divergence(done, saved, guard, result))
-            clock.tick(batches.wait_seconds)
-            if done % config.train.log_every == 0 or done == span.stop:
-                hooks.metrics(done, {**_metrics(config, done, agreed, result, rate, guard), **clock.metrics()})
             if done % config.checkpoint.every == 0 and done < span.stop and result.accepted:
                 hooks.save(done, guard)
                 saved = done
@@ -98,10 +98,14 @@ def agree(mesh: Mesh, batch: StepBatch, stop: bool) -> Agreement:
 
 
 def _divergence(step: int, saved: int, guard: Guard, result: StepResult) -> str:
+    mend = (
+        f"the last good checkpoint is step {saved}: continue with --resume-from step-{saved:08d} and a lower optimizer.lr"
+        if saved
+        else "there is no checkpoint yet: start again with a lower optimizer.lr"
+    )
     return (
         f"step {step}: {guard.refused_in_a_row} steps in a row were refused (last: loss sum {result.loss_sum:.6g}, "
-        f"gradient norm {result.grad_norm:.6g}); the last good checkpoint is step {saved}: "
-        f"continue with --resume-from step-{saved} and a lower optimizer.lr"
+        f"gradient norm {result.grad_norm:.6g}); {mend}"
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from parallel.checkpoint.manifest import CheckpointManifest
 from runtime.errors import UserError
-from runtime.files import remove_tree
+from runtime.files import fsync_directory, remove_tree
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,23 @@ def prune_checkpoints(root: Path, keep: int, dry_run: bool = False) -> list[Path
         for path in surplus:
             remove_tree(path)
     return surplus
+
+
+def set_aside(root: Path, newest: int) -> list[Path]:
+    """Move checkpoints of steps after `newest` below `root/set-aside-N`, so that a run can go on from there.
+
+    Nothing is removed. Raises UserError if there is no valid checkpoint of step `newest`.
+    """
+    wanted = root / f"step-{newest:08d}"
+    if not wanted.is_dir():
+        raise UserError(f"{wanted} does not exist: see `lacuna checkpoint list {root}`")
+    verify_checkpoint(wanted)
+    later = sorted(p for p in root.glob("step-*") if p.is_dir() and p.name > wanted.name)
+    if later:
+        number = sum(1 for _ in root.glob("set-aside-*"))
+        shelf = root / f"set-aside-{number}"
+        shelf.mkdir()
+        for path in later:
+            os.rename(path, shelf / path.name)
+        fsync_directory(root)
+    return later

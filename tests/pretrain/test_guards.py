@@ -106,7 +106,11 @@ def test_the_run_stops_naming_the_last_good_checkpoint(tmp_path: Path) -> None:
     with torch.no_grad():
         next(f for f in engine.fragments() if f.kind == "weight").values.fill_(math.nan)
     saved: list[int] = []
-    hooks = Hooks(lambda _step, _values: None, lambda step, _guard: saved.append(step))
-    with pytest.raises(LacunaError, match=r"2 steps in a row were refused.*--resume-from step-0.*optimizer\.lr"):
+    logged: list[int] = []
+    hooks = Hooks(lambda step, _values: logged.append(step), lambda step, _guard: saved.append(step))
+    with pytest.raises(LacunaError, match=r"2 steps in a row were refused.*step-00000004 and a lower optimizer\.lr"):
+        train(config, engine, feed_of(case), range(4, 10), Guard(config.guard), hooks, StopRequest())
+    with pytest.raises(LacunaError, match=r"no checkpoint yet: start again with a lower optimizer\.lr"):
         train(config, engine, feed_of(case), range(10), Guard(config.guard), hooks, StopRequest())
     assert saved == []
+    assert logged == [5, 6, 1, 2]
