@@ -5,6 +5,7 @@ these calls are answered with their CPU meaning. The patch is global, so only wo
 """
 
 import functools
+import os
 import types
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,7 @@ def install() -> bool:
     """
     if torch.cuda.is_available():
         return False
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     torch._dynamo.config.disable = True
     if getattr(torch.cuda, "_lacuna_cpu", False):
         return True

@@ -99,7 +99,8 @@ def agree(mesh: Mesh, batch: StepBatch, stop: bool) -> Agreement:
 
 def _divergence(step: int, saved: int, guard: Guard, result: StepResult) -> str:
     mend = (
-        f"the last good checkpoint is step {saved}: continue with --resume-from step-{saved:08d} and a lower optimizer.lr"
+        f"the last good checkpoint is step {saved}: "
+        f"continue with --resume-from step-{saved:08d} and a lower optimizer.lr"
         if saved
         else "there is no checkpoint yet: start again with a lower optimizer.lr"
     )

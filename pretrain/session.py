@@ -97,7 +97,7 @@ class Session:
         self._spool: Spool | None = None
 
     def resume(self) -> tuple[int, Guard]:
-        """Load the newest checkpoint, if there is one. Returns the step to continue from (0 for a new run) and the guard.
+        """Load the newest checkpoint, if there is one. Returns the step to continue from (0: a new run) and the guard.
 
         Raises UserError if it is damaged (naming the newest older valid one) or belongs to another run.
         """
