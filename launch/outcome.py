@@ -34,7 +34,7 @@ def attempt_failure(directory: RunDirectory, attempt: int, ranks: int, codes: Ma
         return _ERRORS.get(word["exit_code"], LacunaError)(word["message"])
     code = next(iter(codes.values()), Requeue.exit_code)
     if code in (Requeue.exit_code, -signal.SIGTERM):
-        return Requeue("stopped on request before the first step; start again with the same --run to continue")
+        return Requeue("stopped on request before it could save; start again with the same --run to continue")
     return _ERRORS.get(code, LacunaError)(f"a rank ended with code {code} and could not write why to {logs}")
 
 
@@ -44,11 +44,11 @@ def _signal_name(number: int) -> str:
     return f"signal {number}"
 
 
-def record_outcome(directory: RunDirectory, failure: LacunaError | None) -> None:
-    """Note in `run.json` how the attempt ended."""
+def record_outcome(directory: RunDirectory, failure: LacunaError | None, paused: bool) -> None:
+    """Note in `run.json` how the attempt ended: finished, paused (as --until asked), stopped or failed."""
     metadata: dict[str, Any] = read_json(directory.metadata)
     code = failure.exit_code if failure else 0
-    outcome = {0: "finished", Requeue.exit_code: "stopped"}.get(code, "failed")
+    outcome = {0: "paused" if paused else "finished", Requeue.exit_code: "stopped"}.get(code, "failed")
     metadata["attempts"][-1] |= {"outcome": outcome, "exit_code": code}
     with suppress(OSError):  # a full disk must not hide what went wrong
         write_json(directory.metadata, metadata)

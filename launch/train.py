@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import sys
 import time
@@ -15,14 +14,14 @@ from typing import Any
 from launch import worker
 from launch.outcome import attempt_failure, record_outcome
 from launch.recipe import dump_config
+from launch.workers import start_workers
+from parallel.checkpoint.catalogue import set_aside
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
 from runtime.environment import RankInfo, describe_machine
 from runtime.errors import LacunaError, UserError
 from runtime.files import read_json, write_atomic, write_json
-from runtime.signals import STOP_SIGNALS, StopRequest
-
-_SECONDS_TO_SAVE = 600  # what workers get after a stop signal; a batch system has its own, shorter patience
+from runtime.signals import StopRequest
 
 
 def check_before_start(config: RunConfig, directory: RunDirectory, processes: int) -> None:
@@ -79,11 +78,31 @@ def run_local(config: RunConfig, root: Path, processes: int, until: int | None =
                 if processes == 1:
                     failure = worker.main(str(root), until, RankInfo(), stop)
                 else:
-                    codes = {} if stop else _start_workers(directory, processes, until)
+                    codes = start_workers(directory, processes, until, stop)
                     failure = None if codes is None else attempt_failure(directory, attempt, processes, codes)
-                record_outcome(directory, failure)
+                record_outcome(directory, failure, paused=until is not None and until < config.train.steps)
     if failure:
         raise failure
+
+
+def prepare_only(config: RunConfig, root: Path, processes: int) -> None:
+    """Check and write the run directory for ranks that torchrun or srun will start as `python -m launch.worker RUN`.
+
+    Raises UserError as `run_local` does; `processes` is the number of ranks there will be.
+    """
+    config, directory = resolve_paths(config), RunDirectory(root)
+    check_before_start(config, directory, processes)
+    with _owned(directory):
+        prepare_run(config, directory, processes)
+
+
+def go_back(directory: RunDirectory, checkpoint: str) -> None:
+    """Make `step-N` the newest checkpoint of a run; later ones are set aside, not removed. Raises UserError."""
+    digits = checkpoint.removeprefix("step-")
+    if not digits.isdecimal():
+        raise UserError(f"--resume-from {checkpoint!r} is not step-N: see `lacuna checkpoint list {directory.root}`")
+    with _owned(directory):
+        set_aside(directory.checkpoints, int(digits))
 
 
 @contextmanager
@@ -144,50 +163,3 @@ def resolve_paths(config: RunConfig) -> RunConfig:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
-
-
-def _start_workers(directory: RunDirectory, processes: int, until: int | None) -> dict[int, int] | None:
-    """One torchrun agent for this machine. Returns exit codes of the ranks that failed, or None if all is well.
-
-    A stop signal is passed on to the workers, which save; their codes are then not known, and the answer is {}.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=f"lacuna-{os.getpid()}",
-        max_restarts=0,
-        monitor_interval=0.2,
-        signals_to_handle=",".join([*(number.name for number in STOP_SIGNALS), "SIGHUP", "SIGQUIT"]),
-        shutdown_timeout=_SECONDS_TO_SAVE,
-    )
-    arguments = ["-m", "launch.worker", str(directory.root)] + ([] if until is None else [str(until)])
-    try:
-        with _workers_environment(processes):
-            elastic_launch(config, sys.executable)(*arguments)
-    except ChildFailedError as error:
-        return {rank: failure.exitcode for rank, failure in error.failures.items()}
-    except SignalException:
-        return {}
-    return None
-
-
-@contextmanager
-def _workers_environment(processes: int) -> Iterator[None]:
-    """Share the cores among the workers, unless the user has said otherwise; and their errors are told here."""
-    wanted = {worker.LAUNCHER_TELLS: "1"}
-    if "OMP_NUM_THREADS" not in os.environ:
-        wanted["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
-    os.environ |= wanted
-    try:
-        yield
-    finally:
-        for name in wanted:
-            del os.environ[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import faulthandler
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from runtime.files import read_json, write_json
 from runtime.logs import capture_warnings, configure_logs, log
 from runtime.progress import ProgressBar
 from runtime.settings import read_yaml
-from runtime.signals import StopRequest
+from runtime.signals import STOP_SIGNALS, StopRequest
 
 LAUNCHER_TELLS = "LACUNA_LAUNCHER_TELLS"
 """Set for workers whose errors a launcher tells; under plain torchrun or srun they tell them themselves."""
@@ -93,11 +94,12 @@ def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | N
         def report(step: int, values: dict[str, Any]) -> None:
             session.log_metrics(step, values)
             bar.advance(
-                train_config.log_every,
+                step - start - bar.done,
                 f"loss {values['train/loss']:.3f}  {values['perf/tokens_per_second']:,.0f} tokens/s",
             )
 
         step, stopped = train(config, engine, feed, range(start, until), guard, session.hooks(report), stop)
+    mesh.barrier()  # an agent gives the others little time once one has ended
     close_process_group()
     if stopped:
         raise Requeue(
@@ -108,6 +110,7 @@ def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | N
 def _as_process(arguments: list[str]) -> int:
     """`python -m launch.worker RUN [UNTIL]`, as a rank that torchrun or srun started."""
     stop = StopRequest().install()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the launcher blocks them until they can be noted
     try:
         until = int(arguments[1]) if arguments[1:] else None
         failure = main(arguments[0], until, RankInfo.from_environment(), stop)

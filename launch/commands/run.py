@@ -23,12 +23,14 @@ def train(
     processes: Annotated[int, typer.Option(min=1, help="Local worker processes.")] = 1,
     run: Annotated[Path | None, typer.Option(help="Run directory; the same one again continues the run.")] = None,
     until: Annotated[int | None, typer.Option(min=1, help="Stop after this step with a checkpoint.")] = None,
+    resume_from: Annotated[str | None, typer.Option(help="Go on from step-N; later checkpoints are set aside.")] = None,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Write the run directory for torchrun or srun.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Train in the foreground. The same --run again continues it, under any layout and engine."""
     from launch.recipe import load_recipe
-    from launch.train import check_before_start, resolve_paths, run_local
+    from launch.train import check_before_start, go_back, prepare_only, resolve_paths, run_local
     from pretrain.plan import plan as make_plan
     from pretrain.run_directory import RunDirectory
 
@@ -39,7 +41,12 @@ def train(
         summary = {"run": str(directory), "layout": config.parallel.describe(processes), **make_plan(config, processes)}
         print_json(summary) if json else _print_plan(summary)
         return
-    run_local(config, directory, processes, until)
+    if resume_from is not None:
+        go_back(RunDirectory(directory), resume_from)
+    if prepare:
+        prepare_only(config, directory, processes)
+    else:
+        run_local(config, directory, processes, until)
     if json:
         print_json({"run": str(directory), "metrics": str(directory / "metrics.jsonl")})
 
@@ -48,13 +55,14 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Ranks to plan for.")] = None,
+    device: Annotated[str, typer.Option(help="Device to plan for: h200, h100 or a100.")] = "h200",
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, memory per rank and valid layouts of a recipe; starts nothing."""
     from launch.recipe import load_recipe
     from pretrain.plan import plan as make_plan
 
-    result = make_plan(load_recipe(recipe, overrides or []), gpus)
+    result = make_plan(load_recipe(recipe, overrides or []), gpus, device)
     print_json(result) if json else _print_plan(result)
 
 
@@ -78,5 +86,15 @@ def _print_plan(result: dict[str, Any]) -> None:
         (f"memory, {result['world']} ranks", ", ".join(f"{k} {human(v, 'B')}" for k, v in memory.items())),
     ]
     print_table((result["name"], ""), rows)
-    layouts = [(row["layout"], human(row["memory_bytes"], "B")) for row in result["layouts"]]
-    print_table(("layout", "per rank"), layouts)
+    layouts = [
+        (
+            row["layout"],
+            human(row["memory_bytes"], "B") + ("" if row["fits"] else " (too much)"),
+            f"{row['step_seconds']:.3g} s",
+            human(row["sent_bytes"], "B"),
+            " ".join(row["stages"]),
+        )
+        for row in result["layouts"]
+    ]
+    title = f"layouts for {result['world']} {result['device']}, best first (estimates)"
+    print_table((title, "per rank", "step", "sent", "layers by chunk"), layouts)

@@ -1,0 +1,274 @@
+"""Runs that stop, continue, break and are killed: every one a real launch, with as much asked of it as it can tell."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from data_pipeline.dataset import SampleReader
+from parallel.checkpoint.catalogue import list_checkpoints, verify_checkpoint
+from pretrain.config import RunConfig
+from pretrain.tracking.spool import read_metrics
+from runtime.settings import read_yaml
+from tests.support.command_line import ENVIRONMENT, LACUNA, contents, lacuna, refusal, succeeded
+from tests.support.damage import flip_bit
+
+Here = Callable[..., "CompletedProcess[str]"]
+ENDLESS = ["train.steps=1000000", "checkpoint.every=1000000"]
+
+
+def _steps(run: Path) -> list[int]:
+    return [line["step"] for line in read_metrics(run / "metrics.jsonl")]
+
+
+def _checkpoints(run: Path) -> list[int]:
+    """Steps of the checkpoints, all of which must be valid, with nothing half-written beside them."""
+    entries = list_checkpoints(run / "checkpoints")
+    assert all(entry.valid for entry in entries)
+    assert sorted(os.listdir(run / "checkpoints")) == ["LATEST", *(entry.path.name for entry in entries)]
+    return [entry.step for entry in entries]
+
+
+def _attempts(run: Path) -> list[dict[str, Any]]:
+    attempts: list[dict[str, Any]] = json.loads((run / "run.json").read_text())["attempts"]
+    return attempts
+
+
+class _Launched:
+    """`lacuna train` under way, past its second step unless it is wanted `at_birth` of its first worker."""
+
+    def __init__(self, recipe: Path, run: Path, *options: str, at_birth: bool = False) -> None:
+        command = [*LACUNA, "train", str(recipe), "--run", str(run), *options, *ENDLESS]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+        )
+        metrics, give_up = run / "metrics.jsonl", time.monotonic() + 200
+        while not (self.workers() if at_birth else metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+
+    def workers(self) -> dict[int, psutil.Process]:
+        """The processes of the ranks, by rank."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return {int(p.environ()["RANK"]): p for p in below if "launch.worker" in p.cmdline()}
+
+    def end(self) -> "CompletedProcess[str]":
+        """Wait for the end, after which no process may be left."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        out, err = self.process.communicate(timeout=120)
+        psutil.wait_procs(below, timeout=10)
+        assert not [p for p in below if p.is_running()]
+        return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
+
+
+def test_a_damaged_newest_checkpoint_and_the_way_out(here: Here, recipe: Path, run: Path, tmp_path: Path) -> None:
+    assert _steps(run) == [1, 2, 3, 4]
+    before = contents(run / "checkpoints")
+    shard = run / "checkpoints/step-00000004/shard-00000.safetensors"
+    flip_bit(shard, seed=1)
+    line = refusal(lacuna("train", recipe, "--run", run))
+    assert line.startswith(f"{shard} does not match its digest")
+    assert line.endswith("step-00000002: move step-00000004 away to continue from it")
+    (run / "checkpoints/step-00000004").rename(tmp_path / "aside")
+    assert contents(run / "checkpoints") == {path: d for path, d in before.items() if "step-00000004" not in path}
+    succeeded(lacuna("train", recipe, "--run", run))
+    assert _steps(run) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert _checkpoints(run) == [4, 6, 8]
+    assert [a["outcome"] for a in _attempts(run)] == ["finished", "failed", "finished"]
+    succeeded(here("train", recipe, "--run", run, "--dry-run"))  # a finished run may be asked again
+
+
+def _stopped_at(result: "CompletedProcess[str]", run: Path) -> int:
+    """The step that a stopped run names, at which it must have saved."""
+    assert result.returncode == 75, result.stderr
+    assert "Traceback" not in result.stderr
+    line = result.stderr.splitlines()[-1].removeprefix("lacuna: ")
+    words = line.split()
+    assert words[:3] == ["stopped", "at", "step"], line
+    assert line.endswith("on request; start again with the same --run to continue")
+    step = int(words[3])
+    assert _checkpoints(run)[-1] == step
+    assert _steps(run) == list(range(1, step + 1))
+    assert _attempts(run)[-1]["outcome"] == "stopped"
+    return step
+
+
+def test_sigterm_to_a_single_process_saves_and_the_run_completes(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launched = _Launched(recipe, run)
+    launched.process.send_signal(signal.SIGTERM)
+    step = _stopped_at(launched.end(), run)
+    succeeded(lacuna("train", recipe, "--run", run, f"train.steps={step + 2}"))
+    assert _steps(run) == list(range(1, step + 3))
+    assert _checkpoints(run)[-1] == step + 2
+    assert [a["outcome"] for a in _attempts(run)] == ["stopped", "finished"]
+
+
+def test_sigusr2_to_the_launcher_of_two_processes_and_on_under_plain_torchrun(
+    here: Here, recipe: Path, tmp_path: Path
+) -> None:
+    """Slurm's warning signal reaches the workers; the same worker runs without our launcher."""
+    run = tmp_path / "run"
+    launched = _Launched(recipe, run, "--processes", "2")
+    assert "is being trained by another process" in refusal(here("train", recipe, "--run", run, *ENDLESS))
+    launched.process.send_signal(signal.SIGUSR2)
+    step = _stopped_at(launched.end(), run)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "launch.worker", str(run), str(step + 2)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    assert _steps(run) == list(range(1, step + 3))
+    assert _checkpoints(run)[-1] == step + 2
+
+
+def test_sigterm_at_the_birth_of_the_workers(recipe: Path, tmp_path: Path) -> None:
+    """A worker that died of it would be waited for by the other."""
+    launched = _Launched(recipe, tmp_path / "run", "--processes", "2", at_birth=True)
+    launched.process.send_signal(signal.SIGTERM)
+    result = launched.end()
+    assert result.returncode == 75, result.stderr
+    assert result.stderr.splitlines()[-1].endswith("start again with the same --run to continue")
+    assert _attempts(tmp_path / "run")[-1]["outcome"] == "stopped"
+
+
+def test_sigterm_and_then_a_killed_rank(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launched = _Launched(recipe, run, "--processes", "2")
+    launched.process.send_signal(signal.SIGTERM)
+    step = _stopped_at(launched.end(), run)
+    os.truncate(run / "metrics.jsonl", 0)  # so that the next launch is waited for
+    launched = _Launched(recipe, run, "--processes", "2")
+    launched.workers()[1].kill()
+    result = launched.end()
+    assert result.returncode == 1
+    assert "lacuna: rank 1 was killed by SIGKILL, often for want of memory" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert _checkpoints(run) == [step]
+    assert _attempts(run)[-1]["outcome"] == "failed"
+
+
+def test_a_flipped_bit_in_a_shard_is_named_when_it_is_read(damaged_recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    for path in dataset.glob("train-*[0-9].arrow"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    line = refusal(lacuna("train", damaged_recipe, "--run", tmp_path / "run"))
+    assert line.startswith(str(dataset / "train-0000"))
+    assert "is damaged (its digest does not fit): " in line
+    assert [(a["outcome"], a["exit_code"]) for a in _attempts(tmp_path / "run")] == [("failed", 2)]
+
+
+def test_a_flipped_bit_that_only_the_second_rank_reads(damaged_recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    """The rank that lost its peer knows less than the one that read the shard, which is believed."""
+    config = RunConfig.parse(read_yaml(damaged_recipe), "recipe")
+    reader = SampleReader(config.data, 32, config.train.seed)
+
+    def batches(samples: range) -> set[tuple[int, int]]:
+        """Shard and record batch of every token, for sequences that cross no border."""
+        found = set()
+        for i in samples:
+            first = reader.locate(i)[2] * 32
+            for token in (first, first + 31):
+                shard = next(k for k, end in enumerate(ends) if token < end)
+                start = ends[shard - 1] if shard else 0
+                found.add((shard, (token - start) // 512))
+        return found
+
+    ends = [
+        sum(s.info.tokens for s in reader.datasets[0].shards[: k + 1]) for k in range(len(reader.datasets[0].shards))
+    ]
+    shard, batch = sorted(batches(range(4, 8)) - batches(range(4)) - batches(range(8, 12)))[0]
+    view = reader.datasets[0].shards[shard].batch(batch)
+    path = dataset / reader.datasets[0].shards[shard].info.file.name
+    data = bytearray(path.read_bytes())
+    data[bytes(data).index(view.tobytes())] ^= 1
+    path.write_bytes(data)
+    line = refusal(lacuna("train", damaged_recipe, "--run", tmp_path / "run", "--processes", "2"))
+    assert line.startswith(f"{path}: record batch {batch} is damaged (its digest does not fit): ")
+    assert [a["outcome"] for a in _attempts(tmp_path / "run")] == ["failed"]
+
+
+def _mounting() -> list[str]:
+    """A command that gives a process file systems of its own, or a skipped test that says why."""
+    for prefix in (["unshare", "-m"], ["unshare", "-rm"]):
+        probe = [*prefix, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        try:
+            if subprocess.run(probe, capture_output=True, check=False, timeout=30).returncode == 0:
+                return prefix
+        except OSError:
+            pass
+    pytest.skip("neither root nor user namespaces may mount a small disk here")
+
+
+_ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=$1k tmpfs "$2" || exit 99
+mkdir -p "$3"
+shift 2; mirror=$1; shift
+"$@"; code=$?
+cp -a "$0/." "$mirror"
+exit $code
+"""
+
+
+def _train_on_small_disk(kilobytes: int, disk: Path, mirror: Path, *arguments: str) -> "CompletedProcess[str]":
+    """Run with a disk of that size on `disk`; what it held at the end is in `mirror`."""
+    disk.mkdir(parents=True)
+    script = [*_mounting(), "sh", "-c", _ON_A_SMALL_DISK, str(disk), str(kilobytes), str(disk), str(mirror)]
+    return subprocess.run(
+        [*script, *LACUNA, *arguments], capture_output=True, text=True, check=False, timeout=200, env=ENVIRONMENT
+    )
+
+
+def test_a_full_disk_at_the_second_save(here: Here, recipe: Path, half_run: Path, tmp_path: Path) -> None:
+    size = sum(p.stat().st_size for p in (half_run / "checkpoints/step-00000002").iterdir())
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    arguments = ["train", str(recipe), "--run", str(run)]
+    result = _train_on_small_disk(size * 3 // 2 // 1024, run / "checkpoints", kept, *arguments)
+    line = refusal(result)
+    assert line.startswith("checkpoint of step 4 not saved: rank 0 could not write ")
+    assert "No space left on device" in line
+    assert line.endswith("free some room, earlier ones are intact")
+    assert sorted(os.listdir(kept)) == ["LATEST", "step-00000002"]
+    assert "every digest matches" in succeeded(here("checkpoint", "verify", kept / "step-00000002"))
+    assert verify_checkpoint(kept / "step-00000002").step == 2
+    assert _attempts(run)[-1]["outcome"] == "failed"
+    assert _steps(run) == [1, 2, 3, 4]
+
+
+def test_a_disk_too_full_even_for_words(recipe: Path, tmp_path: Path) -> None:
+    """Metrics, logs and the reason itself find no room, and still it is one line."""
+    run = tmp_path / "run"
+    arguments = ["train", str(recipe), "--run", str(run), *ENDLESS]
+    line = refusal(_train_on_small_disk(200, run, tmp_path / "kept", *arguments))
+    assert "No space left on device" in line
+    assert line.endswith("free some room, start again with the same --run to continue")
+
+
+# MLflow's own store uses a loader strategy that SQLAlchemy 2.1 deprecates
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+def test_track_sync_shows_a_run_in_mlflow(run: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    report = json.loads(succeeded(lacuna("track", "sync", run, "--uri", uri, "--json")))
+    assert report["steps"] == 4
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    shown = client.get_run(report["run_id"])
+    assert shown.info.status == "FINISHED"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert str(config["train"]["seed"]) in shown.data.params.values()
+    points = client.get_metric_history(report["run_id"], "train/loss")
+    expected = [(line["step"], line["train/loss"]) for line in read_metrics(run / "metrics.jsonl")]
+    assert [(point.step, point.value) for point in points] == expected
+    assert json.loads(succeeded(lacuna("track", "sync", run, "--uri", uri, "--json")))["points"] == 0
