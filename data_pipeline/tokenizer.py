@@ -42,7 +42,7 @@ class Tokenizer:
         self._byte_ids: list[int] = [self._model.piece_to_id(piece) for piece in byte_pieces]
         if not all(map(self._model.is_byte, self._byte_ids)):
             raise UserError(
-                f"{where} has no byte pieces, so some text would be lost: train one with `lacuna tokenizer train`"
+                f"{where} has no byte pieces, so some text would be lost: let `lacuna data build` train one"
             )
         self._space_ids = [self._byte_ids[value] for value in _SPACE.encode()]
         self.pad_id, self.bos_id, self.eos_id, self.mask_id = (
@@ -65,7 +65,7 @@ class Tokenizer:
     def _control(self, piece: str, where: str) -> int:
         number: int = self._model.piece_to_id(piece)
         if not self._model.is_control(number):
-            raise UserError(f"{where} has no control piece {piece}: train one with `lacuna tokenizer train`")
+            raise UserError(f"{where} has no control piece {piece}: let `lacuna data build` train one")
         return number
 
     def _check_round_trip(self, where: str) -> None:
@@ -73,7 +73,7 @@ class Tokenizer:
         if self.decode(self.encode(sample)) != sample:
             raise UserError(
                 f"{where} changes the text it encodes (normalisation or a dummy prefix): "
-                "train one with `lacuna tokenizer train`"
+                "let `lacuna data build` train one"
             )
 
     def info(self, file: FileInfo) -> TokenizerInfo:

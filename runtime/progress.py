@@ -14,7 +14,8 @@ class ProgressBar:
     """`with ProgressBar("train", total=100) as bar: bar.advance(1, "loss 3.2")`; silent if not `visible`."""
 
     def __init__(self, title: str, total: int, visible: bool = True) -> None:
-        self._title, self._total, self._done, self._note = title, total, 0, ""
+        self.done = 0
+        self._title, self._total, self._note = title, total, ""
         self._visible = visible
         self._last_line = time.monotonic()
         self._bar: Progress | None = None
@@ -36,7 +37,7 @@ class ProgressBar:
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count `amount` more units; `note` is shown beside the bar."""
-        self._done, self._note = self._done + amount, note
+        self.done, self._note = self.done + amount, note
         if self._bar:
             self._bar.update(self._task, advance=amount, note=note)
         elif self._visible and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
@@ -44,7 +45,7 @@ class ProgressBar:
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        print(f"{self._title}: {self._done}/{self._total} {self._note}".rstrip(), file=sys.stderr, flush=True)
+        print(f"{self._title}: {self.done}/{self._total} {self._note}".rstrip(), file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
