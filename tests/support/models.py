@@ -54,13 +54,13 @@ def largest_error(found: Weights, expected: Weights) -> float:
 
 
 def assert_float32_gradients(found: Weights, weights: Weights, config: RunConfig, batch: MicroBatch) -> None:
-    """At most twice as far from the float64 reference on `batch` as the same reference in float32 is.
+    """At most four times as far from the float64 reference on `batch` as the same reference in float32 is.
 
-    How near float32 can come is so measured and not chosen.
+    How near float32 can come is so measured and not chosen; the factor is for other orders of summation.
     """
     causal = config.objective.causal
     _, expected = batch_gradients(weights, config.model, batch, causal)
     _, single = batch_gradients({n: w.float() for n, w in weights.items()}, config.model, batch, causal)
     floor = largest_error(single, expected)
     assert floor < 5e-6
-    assert largest_error(found, expected) < 2 * floor
+    assert largest_error(found, expected) < 4 * floor
