@@ -1,0 +1,133 @@
+"""Results as tables: for the terminal, and as Markdown between two markers of a document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from bench.checkpoint import LOAD, READ, SAVE, WRITE, CheckpointResult
+from bench.contenders import LOOP, MEGATRON, PLAIN
+from bench.gemm import GemmRates
+from bench.loader import OURS, FeedResult, WindowResult
+from bench.step import StepResult
+from runtime.errors import UserError
+from runtime.files import write_atomic
+
+BAR = 1.05
+"""Most that an engine's step may cost, as a multiple of the plain loop's."""
+_BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of text cells with a line of explanation; the first column names the row."""
+
+    title: str
+    note: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def show(self, console: Console) -> None:
+        """Print it."""
+        table = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        for number, heading in enumerate(self.headings):
+            table.add_column(heading, justify="left" if number == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(f"[bold]{self.title}[/bold]\n{self.note}", highlight=False)
+        console.print(table)
+
+    def markdown(self) -> str:
+        """The table under its title as a heading."""
+        rule = ["---", *["---:"] * (len(self.headings) - 1)]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (self.headings, rule, *self.rows)]
+        return "\n".join([f"### {self.title}", "", self.note, "", *lines])
+
+
+def gemm_table(gemm: GemmRates) -> Table:
+    """Rates of all products; the limit is the best one."""
+    rows = [[name, f"{rate / 1e9:.1f}"] for name, rate in sorted(gemm.rates.items(), key=lambda item: -item[1])]
+    note = f"The limit of this machine: {gemm.limit / 1e9:.1f} GFLOP/s ({gemm.best.name})."
+    return Table("Matrix products, float32", note, ["product", "GFLOP/s"], rows)
+
+
+def step_table(result: StepResult) -> Table:
+    """Every contender's step."""
+    rows = [
+        [
+            kind,
+            taken.show(1, 1e3),
+            f"{result.tokens / taken.median:,.0f}",
+            f"{result.flops / taken.median / 1e9:.1f}",
+            f"{result.share_of_limit[kind].median:.1%}",
+            "1" if kind == PLAIN else result.to_plain[kind].show(3, unit="×"),
+        ]
+        for kind, taken in result.seconds.items()
+    ]
+    engine = result.to_plain[MEGATRON].median
+    verdict = f"The {MEGATRON} costs {engine:.3f}× the {PLAIN} (bar {BAR}×: {'met' if engine <= BAR else 'missed'})."
+    headings = ["who", "ms a step", "tokens/s", "GFLOP/s", "of the limit", f"time to the {PLAIN}"]
+    return Table(
+        f"Training step: {result.workload}", f"{result.shape}; {result.rounds} rounds. {verdict}", headings, rows
+    )
+
+
+def window_table(results: Sequence[WindowResult]) -> Table:
+    """Our reader and the flat files."""
+    rows = [
+        [
+            name,
+            f"{result.batch} × {result.length}",
+            rate.show(1, 1e-6),
+            "1" if name == OURS else result.ratios[name].show(2, unit="×"),
+        ]
+        for result in results
+        for name, rate in result.rates.items()
+    ]
+    note = "The same windows as int64. The flat file's readers are given the windows' numbers, ours finds them."
+    return Table("Reading windows", note, ["who", "windows × tokens", "M tokens/s", "ours takes"], rows)
+
+
+def feed_table(feeds: Sequence[FeedResult], steps: Sequence[StepResult]) -> Table:
+    """Assembled batches beside the step that they feed."""
+    rows = [
+        [
+            feed.workload,
+            feed.rate.show(2, 1e-6),
+            feed.seconds.show(2, 1e3),
+            f"{step.seconds[MEGATRON].median * 1e3:.1f}",
+            f"{feed.seconds.median / step.seconds[MEGATRON].median:.2%}",
+            f"{step.wait * 1e3:.3f}",
+        ]
+        for feed, step in zip(feeds, steps, strict=True)
+    ]
+    note = "Windows, noise, digest and collation of a step, beside the step that they feed from a thread of their own."
+    headings = ["workload", "M tokens/s", "ms to assemble", "ms a step", "share", f"ms waited, {LOOP}"]
+    return Table("Assembled batches", note, headings, rows)
+
+
+def checkpoint_table(result: CheckpointResult) -> Table:
+    """Save and load beside plain file operations."""
+    beside = {SAVE: result.save_to_write.show(2, unit="×"), LOAD: result.load_to_read.show(2, unit="×")}
+    beside |= {WRITE: "1", READ: "1"}
+    rows = [[name, rate.show(0, 1e-6), beside[name]] for name, rate in result.rates.items()]
+    note = (
+        f"{result.bytes / 1e6:.0f} MB of weights and moments, workload {result.workload}. A save writes, makes "
+        "durable, reads back for the digest and publishes; a load reads once for the digest and once for the values."
+    )
+    return Table("Checkpoints", note, ["operation", "MB/s", "time to the plain operation"], rows)
+
+
+def write_between_markers(path: Path, text: str) -> None:
+    """Replace what stands between the two markers in `path`. Raises UserError if it has no markers."""
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, begin, rest = old.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        raise UserError(f"{path} has no lines {_BEGIN} and {_END}: add them where the figures shall stand")
+    write_atomic(path, f"{before}{_BEGIN}\n{text}\n{_END}{after}")
