@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel.layout import ParallelConfig, check_divides, padded_vocabulary
@@ -124,6 +124,7 @@ axis_sizes = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(axis_sizes, st.integers(1, 96))
 def test_data_size_is_what_remains_of_the_world(sizes: dict[str, int], world: int) -> None:
     layout = ParallelConfig(**sizes)
@@ -142,6 +143,7 @@ def test_data_size_is_what_remains_of_the_world(sizes: dict[str, int], world: in
         assert ParallelConfig(**sizes | {"tensor": int(offered[1])}).data_size(world) >= 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 64))
 def test_check_divides_offers_the_largest_divisor(value: int, by: int) -> None:
     if value % by == 0:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel.layers import VocabularyHead, annotate_vocabulary
@@ -75,6 +75,7 @@ def test_vocabulary_rows_are_held_once_and_padding_by_none(ranks: int) -> None:
     assert real == VOCABULARY
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 16))
 def test_any_vocabulary_over_any_ranks(vocabulary: int, ranks: int) -> None:
     padded = padded_vocabulary(vocabulary, ranks)

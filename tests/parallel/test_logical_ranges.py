@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel.engines.base import Fragment
@@ -55,6 +55,7 @@ def cells(box: Rectangle) -> set[Extent]:
     return set(itertools.product(*(range(a, a + n) for a, n in zip(box.start, box.size, strict=True))))
 
 
+@settings(deadline=None)
 @given(boxes)
 def test_intersection_is_that_of_the_cells(pair: tuple[Rectangle, Rectangle]) -> None:
     one, other = pair
@@ -66,6 +67,7 @@ def test_intersection_is_that_of_the_cells(pair: tuple[Rectangle, Rectangle]) ->
         assert common.intersect(one) == common  # idempotent
 
 
+@settings(deadline=None)
 @given(boxes)
 def test_moving_keeps_the_size_and_goes_back(pair: tuple[Rectangle, Rectangle]) -> None:
     box, origins = pair

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel.stages import Stage, split_stages
@@ -17,6 +17,7 @@ def costs(cuts: Sequence[int], embedding: float, head: float) -> list[float]:
     return runs
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.data())
 def test_no_cut_is_better(layers: int, data: st.DataObject) -> None:
     chunks = data.draw(st.integers(1, layers))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel.logical import Rectangle
@@ -29,6 +29,7 @@ def values(where: Rectangle, name: str = "blocks.0.attention.query", seed: int =
 WHOLE = values(box(0, ROWS))
 
 
+@settings(deadline=None)
 @given(st.integers(0, ROWS - 1), st.data())
 def test_any_part_is_that_part_of_the_whole(first: int, data: st.DataObject) -> None:
     last = data.draw(st.integers(first + 1, ROWS))

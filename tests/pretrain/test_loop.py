@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel.engines.base import Engine
@@ -29,6 +29,7 @@ LOCAL = Mesh.local(torch.device("cpu"))
 words = st.one_of(st.integers(0, WORD - 1), st.sampled_from([0, 1, 2**63 - 1, 2**63, WORD - 1]))
 
 
+@settings(deadline=None)
 @given(st.tuples(words, words), st.integers(0, 2**40))
 def test_digest_is_both_words_in_hexadecimal(digest: tuple[int, int], tokens: int) -> None:
     agreed = agree(LOCAL, StepBatch((), tokens, digest), stop=False)
@@ -37,6 +38,7 @@ def test_digest_is_both_words_in_hexadecimal(digest: tuple[int, int], tokens: in
     assert (agreed.tokens, agreed.stop) == (tokens, False)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(words, words), min_size=2, max_size=3))
 def test_digests_of_ranks_are_added_modulo_two_to_the_64(digests: list[tuple[int, int]]) -> None:
     results = run_ranks(len(digests), lambda mesh: agree(mesh, StepBatch((), 5, digests[mesh.rank]), False))

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.objectives.noise import Noise, NoiseSource
@@ -75,6 +75,7 @@ def test_indices_and_seeds_differ() -> None:
     assert len(set(jitters)) == 400
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**48))
 def test_any_seed_and_index_give_a_valid_draw(seed: int, index: int) -> None:
     noise = dataclasses.replace(SOURCE, seed=seed).draw(index)

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.config import RunConfig
@@ -82,6 +82,7 @@ layouts = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(layouts)
 def test_following_the_mends_ends_in_a_valid_configuration(changes: dict[str, Any]) -> None:
     seen: set[str] = set()
@@ -109,6 +110,7 @@ def valid(changes: dict[str, Any]) -> RunConfig | None:
         return None
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 64),
     st.integers(1, 8),

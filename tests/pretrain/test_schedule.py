@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from launch.recipe import load_recipe
@@ -66,6 +66,7 @@ def test_the_other_recipes_warm_up_over_2000_iterations_and_stay(name: str, peak
         assert learning_rate(config, step) == pytest.approx(peak, rel=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.sampled_from([1, 2, 4, 8]))
 def test_the_same_tokens_have_the_same_rate_under_any_batch(step: int, larger: int) -> None:
     schedule = {"kind": "wsd", "warmup": 3000, "decay": 0.3, "floor": 0.05}
@@ -93,11 +94,13 @@ wsd = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(wsd, st.integers(1, 2000), st.floats(0, 1))
 def test_wsd_stays_between_zero_and_the_peak(schedule: WarmupStableDecay, total: int, share: float) -> None:
     assert 0.0 <= schedule.factor(share * total, total) <= 1.0
 
 
+@settings(deadline=None)
 @given(wsd, st.integers(1, 2000))
 def test_wsd_is_a_line_up_a_constant_and_a_line_down(schedule: WarmupStableDecay, total: int) -> None:
     decay_from = (1.0 - schedule.decay) * total
@@ -131,6 +134,7 @@ def test_wsd_does_not_jump_where_warm_up_meets_decay() -> None:
 bounds = st.lists(st.integers(1, 3000), min_size=1, max_size=5, unique=True).map(sorted)
 
 
+@settings(deadline=None)
 @given(bounds, st.data())
 def test_segments_are_lines_that_jump_only_where_declared(untils: list[int], data: st.DataObject) -> None:
     level = st.floats(0, 2)
