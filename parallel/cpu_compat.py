@@ -4,6 +4,8 @@ megatron-core asks `torch.cuda` for devices, streams and random states in many p
 these calls are answered with their CPU meaning. The patch is global, so only worker processes install it.
 """
 
+import contextlib
+import ctypes
 import functools
 import os
 import types
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 
 _CPU = torch.device("cpu")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like")
 
 
@@ -57,6 +60,7 @@ def install() -> bool:
         return False
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     torch._dynamo.config.disable = True
+    _keep_freed_memory()
     if getattr(torch.cuda, "_lacuna_cpu", False):
         return True
     _patch_cuda_namespace(torch.cuda)
@@ -74,6 +78,17 @@ def install() -> bool:
 
     megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     return True
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed activations for the next step instead of giving their pages back to the kernel.
+
+    Without it a step of a small model takes thousands of page faults, a tenth of its time.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
 
 
 def _patch_cuda_namespace(cuda: Any) -> None:
