@@ -83,7 +83,7 @@ def install() -> bool:
 def _keep_freed_memory() -> None:
     """Have glibc keep freed activations for the next step instead of giving their pages back to the kernel.
 
-    Without it a step of a small model takes thousands of page faults, a tenth of its time.
+    Without it a step of a small model takes thousands of page faults.
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         libc = ctypes.CDLL(None)

@@ -67,7 +67,8 @@ class MegatronEngine:
         self.mesh = mesh
         self._settings = optimizer
         self._sequence_length, self._micro_batch = sequence_length, micro_batch
-        self._sharded = mesh.layout.zero == 1
+        # over one rank there is nothing to shard, but gloo's collectives would still disturb OpenMP's threads
+        self._sharded = mesh.layout.zero == 1 and mesh.data_size * mesh.layout.context > 1
         self._models = [model.bfloat16() if precision == "bf16" else model for model in models]
         self._wrapped = [self._wrap(config, model, number) for number, model in enumerate(self._models)]
         chained = get_megatron_optimizer(
@@ -88,7 +89,7 @@ class MegatronEngine:
             use_distributed_optimizer=self._sharded,
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=self.mesh.layout.overlap,
-            overlap_param_gather=self.mesh.layout.overlap,
+            overlap_param_gather=self.mesh.layout.overlap and self._sharded,
         )
         return DistributedDataParallel(config, settings, _Chunk(config, model, virtual), disable_bucketing=number > 0)
 
