@@ -65,7 +65,7 @@ def test_vocabulary_rows_are_held_once_and_padding_by_none(ranks: int) -> None:
     for rank in range(ranks):
         head = VocabularyHead(hand_mesh(ranks, rank), "head", VOCABULARY, 6, 8)
         assert head.weight.shape == (padded_vocabulary(VOCABULARY, ranks) // ranks, 6)
-        (block,) = head.weight.logical_blocks
+        ((_, (block,)),) = logical_parameters(head)
         assert (block.name, block.shape) == ("head", (VOCABULARY, 6))
         assert block.box.start == (0, 0)  # the padding stands behind the real rows
         held[block.offset[0] : block.offset[0] + block.box.size[0]] += 1
@@ -83,9 +83,10 @@ def test_any_vocabulary_over_any_ranks(vocabulary: int, ranks: int) -> None:
     assert vocabulary <= padded < vocabulary + ranks
     rows: list[int] = []
     for rank in range(ranks):
-        weight = torch.nn.Parameter(torch.empty(padded // ranks, 2))
+        holder = torch.nn.Linear(2, padded // ranks, bias=False)
+        weight = holder.weight = torch.nn.Parameter(torch.empty(padded // ranks, 2))
         count = annotate_vocabulary(weight, hand_mesh(ranks, rank), "v", vocabulary, 2)
-        (block,) = weight.logical_blocks
+        ((_, (block,)),) = logical_parameters(holder)
         assert block.box.size == (count, 2)
         rows += range(block.offset[0], block.offset[0] + count)
         assert getattr(weight, "tensor_model_parallel", False) == (ranks > 1)

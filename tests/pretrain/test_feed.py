@@ -112,9 +112,10 @@ def changed_samples(s: Sample) -> list[Sample]:
         for i in range(len(array)):
             other = array.copy()
             other[i] += 1
-            changes.append(replace(s, **{name: other}))
-    longer = {"positions": s.positions[:-1], "targets": s.targets[:-1], "weights": s.weights[:-1]}
-    changes.append(replace(s, **longer))  # one mask less
+            change: dict[str, Any] = {name: other}
+            changes.append(replace(s, **change))
+    shorter: dict[str, Any] = {"positions": s.positions[:-1], "targets": s.targets[:-1], "weights": s.weights[:-1]}
+    changes.append(replace(s, **shorter))  # one mask less
     changes.append(replace(s, level=float(np.nextafter(s.level, 1.0))))
     changes.append(replace(s, length=s.length - 1))
     return changes

@@ -15,7 +15,7 @@ from pretrain.build import build_engine
 from pretrain.config import RunConfig
 from pretrain.feed import StepBatch
 from pretrain.guards import Guard
-from pretrain.loop import Hooks, agree, learning_rate, train
+from pretrain.loop import Agreement, Hooks, agree, learning_rate, train
 from runtime.errors import LacunaError
 from runtime.signals import StopRequest
 from tests.support.feeds import whole_feed
@@ -60,7 +60,12 @@ def test_ranks_agree_on_the_digest_of_the_global_batch(ranks: int) -> None:
 @pytest.mark.parametrize("place", ["tensor_rank", "pipeline_rank", "context_rank"])
 def test_peers_of_a_data_rank_do_not_count_twice(place: str) -> None:
     share = StepBatch((), 7, (11, 13))
-    results = run_ranks(2, lambda mesh: agree(replace(mesh, **{place: mesh.rank}), share, False))
+
+    def agreed_by_peers(mesh: Any) -> Agreement:
+        coordinates: dict[str, Any] = {place: mesh.rank}
+        return agree(replace(mesh, **coordinates), share, False)
+
+    results = run_ranks(2, agreed_by_peers)
     assert [agreed.tokens for agreed in results] == [7, 7]
     assert {agreed.digest for agreed in results} == {f"{13:016x}{11:016x}"}
 

@@ -138,7 +138,12 @@ def test_micro_batches_cut_the_global_batch(global_batch: int, micro: int, layou
 
 
 def test_interleaved_schedules_take_whole_rounds_of_micro_batches() -> None:
-    layout = {"model__layers": 4, "parallel__pipeline": 2, "parallel__virtual_pipeline": 2, "train__micro_batch": 1}
+    layout: dict[str, Any] = {
+        "model__layers": 4,
+        "parallel__pipeline": 2,
+        "parallel__virtual_pipeline": 2,
+        "train__micro_batch": 1,
+    }
     assert tiny_config(**layout, train__global_batch=6).micro_batches(2) == 6
     with pytest.raises(UserError, match=r"train\.global_batch=5 .*parallel\.pipeline=2 .*set train\.global_batch=4"):
         tiny_config(**layout, train__global_batch=5).micro_batches(2)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from parallel.engines.base import Fragment, StepResult
+from parallel.engines.base import Fragment, StepResult, Verdict
 from parallel.layout import ParallelConfig
 from parallel.mesh import Mesh
 from pretrain.build import build_engine
@@ -113,7 +113,9 @@ class HeldState:
     def logical_shapes(self) -> dict[str, tuple[int, ...]]:
         return self.shapes
 
-    def train_step(self, micro_batches: Sequence[Any], denominator: float, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[Any], denominator: float, learning_rate: float, accepts: Verdict
+    ) -> StepResult:
         raise NotImplementedError("state only")
 
 
