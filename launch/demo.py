@@ -24,8 +24,8 @@ from pretrain.run_directory import RunDirectory
 from runtime.files import read_json, write_json
 from runtime.settings import read_yaml
 
-_WINDOWS, _DRAWS = 192, 16
-_PROMPT, _LENGTH = "def __init__(self", 40
+_WINDOWS, _DRAWS = 192, 8
+_PROMPT, _LENGTH = "def __init__(self", 32
 
 
 def run_demo(out: Path) -> None:
@@ -129,7 +129,7 @@ def _evaluate(masked: Path, baseline: Path) -> dict[str, Any]:
     from inference.trained_model import load_trained
 
     diffusion, causal = load_trained(masked), load_trained(baseline)
-    generated = generate(diffusion, _PROMPT, SamplerConfig(length=_LENGTH), seed=0)
+    generated = generate(diffusion, _PROMPT, SamplerConfig(length=_LENGTH, block_length=8, temperature=1.0), seed=0)
     return {
         "masked": asdict(evaluate(diffusion, _WINDOWS, _DRAWS)),
         "autoregressive": asdict(evaluate(causal, _WINDOWS, _DRAWS)),

@@ -8,7 +8,7 @@ from pretrain.tracking.mlflow import ForwardReport, forward
 from runtime.files import read_json
 from runtime.settings import read_yaml
 
-_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+_STATUS = {"finished": "FINISHED", "paused": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 def tracking_uri(config: RunConfig, directory: RunDirectory) -> str:

@@ -73,7 +73,7 @@ class TrainConfig(Settings):
     micro_batch: int = Field(1, gt=0)
     sequence_length: int = Field(gt=1)
     precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     log_every: int = Field(1, gt=0)
     head_chunk: int = Field(2048, gt=0)
 

@@ -54,13 +54,12 @@ class WarmupStableDecay(Settings):
 
     def factor(self, tokens: float, total_tokens: int) -> float:
         """Multiple of the peak rate after `tokens` of `total_tokens` tokens."""
-        if tokens < self.warmup:
-            return tokens / self.warmup
+        warming = tokens / self.warmup if tokens < self.warmup else 1.0
         decay_from = (1.0 - self.decay) * total_tokens
         if tokens <= decay_from or decay_from >= total_tokens:
-            return 1.0
+            return warming
         share = min(1.0, (tokens - decay_from) / (total_tokens - decay_from))
-        return 1.0 + share * (self.floor - 1.0)
+        return min(warming, 1.0 + share * (self.floor - 1.0))
 
 
 Schedule = Annotated[SegmentSchedule | WarmupStableDecay, Field(discriminator="kind")]

@@ -28,35 +28,40 @@ class CatalogueEntry:
 def verify_checkpoint(directory: Path) -> CheckpointManifest:
     """Read every byte of a checkpoint and compare it with the manifest. Raises UserError naming the bad file."""
     manifest = CheckpointManifest.read(directory)
+    manifest.require_name(directory)
     for name in sorted(manifest.files):
         manifest.verify_file(directory, name)
     return manifest
 
 
+def _published(root: Path) -> list[tuple[int, Path]]:
+    """Steps and directories of published checkpoints, oldest first."""
+    found = ((path.name.removeprefix("step-"), path) for path in root.glob("step-*") if path.is_dir())
+    return sorted((int(digits), path) for digits, path in found if digits.isdecimal())
+
+
 def list_checkpoints(root: Path) -> list[CatalogueEntry]:
     """All published checkpoints under `root`, oldest first, each fully verified."""
     entries: list[CatalogueEntry] = []
-    for path in sorted(root.glob("step-*")):
-        digits = path.name.removeprefix("step-")
-        if not path.is_dir() or not digits.isdecimal():
-            continue
+    for step, path in _published(root):
         try:
             verify_checkpoint(path)
-            entries.append(CatalogueEntry(int(digits), path))
+            entries.append(CatalogueEntry(step, path))
         except UserError as error:
-            entries.append(CatalogueEntry(int(digits), path, str(error)))
+            entries.append(CatalogueEntry(step, path, str(error)))
     return entries
 
 
 def newest_checkpoint(root: Path) -> Path | None:
     """The published checkpoint of the highest step, or None if there is none. It is verified when it is loaded."""
-    steps = [p for p in root.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal()]
-    return max(steps, key=lambda p: int(p.name.removeprefix("step-")), default=None)
+    published = _published(root)
+    return published[-1][1] if published else None
 
 
 def previous_valid(root: Path, than: Path) -> Path | None:
     """The newest valid checkpoint older than `than`, to name in an error."""
-    older = [entry.path for entry in list_checkpoints(root) if entry.valid and entry.path.name < than.name]
+    steps = {path: step for step, path in _published(root)}
+    older = [entry.path for entry in list_checkpoints(root) if entry.valid and entry.step < steps[than]]
     return older[-1] if older else None
 
 
@@ -65,7 +70,7 @@ def prune_checkpoints(root: Path, keep: int, dry_run: bool = False) -> list[Path
 
     With `dry_run` nothing is removed, only named.
     """
-    paths = sorted(p for p in root.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal())
+    paths = [path for _, path in _published(root)]
     surplus = paths[:-keep]
     if surplus and not dry_run:
         verify_checkpoint(paths[-1])
@@ -83,7 +88,7 @@ def set_aside(root: Path, newest: int) -> list[Path]:
     if not wanted.is_dir():
         raise UserError(f"{wanted} does not exist: see `lacuna checkpoint list {root}`")
     verify_checkpoint(wanted)
-    later = sorted(p for p in root.glob("step-*") if p.is_dir() and p.name > wanted.name)
+    later = [path for step, path in _published(root) if step > newest]
     if later:
         number = sum(1 for _ in root.glob("set-aside-*"))
         shelf = root / f"set-aside-{number}"

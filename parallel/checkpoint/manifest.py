@@ -91,6 +91,11 @@ class CheckpointManifest(Settings):
                     "use its own recipe, or another --run"
                 )
 
+    def require_name(self, directory: Path) -> None:
+        """Raise UserError if `directory` is named after another step than the one it holds."""
+        if directory.name.removeprefix("step-").lstrip("0") != str(self.step or ""):
+            raise UserError(f"{directory} holds step {self.step}: rename it to step-{self.step:08d}")
+
     def missing_elements(self) -> str | None:
         """Name a logical tensor that the blocks do not cover exactly once, or None."""
         for kind, names in self.blocks.items():

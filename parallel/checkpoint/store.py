@@ -141,6 +141,7 @@ def load_checkpoint(directory: Path, engine: Engine, identity: dict[str, Any]) -
     """
     mesh = engine.mesh
     manifest = CheckpointManifest.read(directory)
+    manifest.require_name(directory)
     _check_model(directory, manifest, engine, identity)
     failure = ""
     try:

@@ -173,7 +173,6 @@ def test_a_configuration_cannot_be_changed() -> None:
         tiny_config().train.steps = 5  # type: ignore[misc]
 
 
-@pytest.mark.xfail(strict=True, reason="a seed beyond 64 bits is accepted and fails when the first noise is drawn")
 def test_every_accepted_seed_draws_noise() -> None:
     config = valid({"train__seed": 2**64})
     if config is not None:
@@ -181,7 +180,6 @@ def test_every_accepted_seed_draws_noise() -> None:
 
 
 @pytest.mark.parametrize("betas", [[0.9, 1.0], [-0.1, 0.95], [0.9, 1.5]])
-@pytest.mark.xfail(strict=True, reason="decay rates of Adam's moments are not bounded")
 def test_betas_are_rates_below_one(betas: list[float]) -> None:
     with pytest.raises(UserError, match=r"optimizer\.betas"):
         tiny_config(optimizer__betas=betas)

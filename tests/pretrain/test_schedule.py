@@ -124,7 +124,6 @@ def test_wsd_is_a_line_up_a_constant_and_a_line_down(schedule: WarmupStableDecay
     assert schedule.factor(2 * total, total) == factors[-1] or schedule.decay * total < 1e-9
 
 
-@pytest.mark.xfail(strict=True, reason="a warm-up that reaches into the decay jumps down where it ends")
 def test_wsd_does_not_jump_where_warm_up_meets_decay() -> None:
     schedule = WarmupStableDecay(warmup=900, decay=0.5, floor=0.0)
     factors = [schedule.factor(t, 1000) for t in range(1001)]
