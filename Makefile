@@ -29,7 +29,7 @@ bench: .venv/installed
 ## The longer proofs, with reports under docs/
 prove: prove-grid
 
-## Every combination of layouts against the plain reference (an hour on two cores); rewrites docs/parallelism.md
+## Every combination of layouts against the plain reference (about an hour on two cores, an estimate); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test
 	$(BIN)/python -m tests.prove.grid
 
