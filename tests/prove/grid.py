@@ -1,6 +1,7 @@
 """Runs the grid of layouts and writes its table into docs/parallelism.md.
 
-`python -m tests.prove.grid` runs every combination (about an hour on two cores, an estimate); `--cases cover` the ones that CI runs.
+`python -m tests.prove.grid` runs every combination (about an hour on two cores, an estimate); `--cases cover` the
+ones that CI runs.
 Results are kept in `runs/grid`, so that a stopped proof continues with the launches that are missing.
 """
 
