@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from data_pipeline.config import DataConfig
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.order import Permutation
 from inference.bits_per_byte import bits_per_byte
@@ -37,18 +39,11 @@ class HeldOut:
 def evaluate(trained: TrainedModel, windows: int, draws: int, seed: int = 0, show_progress: bool = True) -> HeldOut:
     """Score `windows` windows of the validation split, the same ones for every model on the same data.
 
-    Raises UserError if the data has no validation split.
+    Raises UserError if a dataset has no validation split.
     """
     length = trained.config.train.sequence_length
-    dataset = TokenDataset(trained.config.data.sources()[0][0], "validation")
-    available = dataset.windows(length)
-    if not available:
-        raise UserError(
-            f"{dataset.path}: its validation split has no window of {length} tokens: build with a larger validation"
-        )
-    count = min(windows, available)
-    order = Permutation(available, key=seed)
-    tokens = torch.from_numpy(np.stack([dataset.window(order(i), length).astype(np.int64) for i in range(count)]))
+    tokens = torch.from_numpy(held_out_windows(trained.config.data, length, windows, seed))
+    count = len(tokens)
     sizes = torch.from_numpy(trained.tokenizer.byte_lengths())[tokens].sum(1)
     masked = trained.config.objective.kind == "masked"
     nats: list[torch.Tensor] = []
@@ -65,6 +60,27 @@ def evaluate(trained: TrainedModel, windows: int, draws: int, seed: int = 0, sho
     value, error = bits_per_byte(total, sizes)
     kind = "upper bound" if masked else "exact"
     return HeldOut(kind, value, error, float(total.mean()) / length, count, count * length, draws if masked else 1)
+
+
+def held_out_windows(data: DataConfig, length: int, windows: int, seed: int) -> npt.NDArray[np.int64]:
+    """At most `windows` windows of the validation splits, [windows, length]; sources of a mixture by their weights.
+
+    Raises UserError naming a dataset whose validation split has no window.
+    """
+    sources = data.sources()
+    whole = sum(weight for _, weight in sources)
+    chosen: list[npt.NDArray[np.int64]] = []
+    for path, weight in sources:
+        dataset = TokenDataset(path, "validation")
+        available = dataset.windows(length)
+        if not available:
+            raise UserError(
+                f"{dataset.path}: its validation split has no window of {length} tokens: build with a larger validation"
+            )
+        order = Permutation(available, key=seed)
+        count = min(max(1, round(windows * weight / whole)), available)
+        chosen += [dataset.window(order(i), length).astype(np.int64) for i in range(count)]
+    return np.stack(chosen)
 
 
 def _score(trained: TrainedModel, rows: torch.Tensor, draws: int, seed: int, first: int) -> torch.Tensor:

@@ -28,10 +28,10 @@ class Requeue(LacunaError):
     exit_code = 75
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the nearest of `known`, or an empty string."""
+def suggestion(name: str, known: Iterable[str], section: str = "") -> str:
+    """Return ` (did you mean 'section.x'?)` for the nearest of `known`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f" (did you mean {f'{section}.{close[0]}'.lstrip('.')!r}?)" if close else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -95,11 +95,12 @@ def _explain(settings: type[BaseModel], error: ValidationError) -> str:
     names, level = _walk(settings, first)
     key = ".".join(names)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{suggestion(names[-1], [name for s in level for name in s.model_fields])}"
+        known = [name for s in level for name in s.model_fields]
+        return f"unknown key {key!r}{suggestion(names[-1], known, '.'.join(names[:-1]))}"
     if first["type"] == "union_tag_invalid":
-        tag, known = str(first["ctx"]["tag"]), first["ctx"]["expected_tags"]
-        near = suggestion(tag, known.replace("'", "").split(", "))
-        return f"{key}.kind: {tag!r} is not one of {known}{near}"
+        tag, kinds = str(first["ctx"]["tag"]), first["ctx"]["expected_tags"]
+        near = suggestion(tag, kinds.replace("'", "").split(", "))
+        return f"{key}.kind: {tag!r} is not one of {kinds}{near}"
     if first["type"] == "union_tag_not_found":
         return f"{key}.kind is missing: say which kind it is"
     message = first["msg"].removeprefix("Value error, ")

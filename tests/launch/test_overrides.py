@@ -78,7 +78,7 @@ def test_overrides_come_in_order_and_make_missing_sections() -> None:
     [
         ("train.steps", r"override 'train\.steps' is not key=value, for example train\.steps=100"),
         ("=5", "override '=5' is not key=value"),
-        ("train.stepz=5", r"unknown key 'train\.stepz' \(did you mean 'steps'\?\)"),
+        ("train.stepz=5", r"unknown key 'train\.stepz' \(did you mean 'train\.steps'\?\)"),
         ("trian.steps=5", r"unknown key 'trian' \(did you mean 'train'\?\)"),
         ("train..steps=5", r"unknown key 'train\.'"),
         (".train=5", "unknown key ''"),

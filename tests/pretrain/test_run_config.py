@@ -53,7 +53,7 @@ from tests.support.tiny import tiny_config
         ({"checkpoint__every": 0}, ["checkpoint.every"]),
         ({"guard__patience": 0}, ["guard.patience"]),
         ({"name": ""}, ["name"]),
-        ({"train__stesp": 5}, ["train.stesp", "did you mean 'steps'"]),
+        ({"train__stesp": 5}, ["train.stesp", "did you mean 'train.steps'"]),
         ({"parralel__tensor": 2}, ["parralel", "did you mean 'parallel'"]),
         ({"model__layers": "two"}, ["model.layers"]),
     ],

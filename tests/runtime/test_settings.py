@@ -52,8 +52,8 @@ GOOD: dict[str, Any] = {"title": "t", "width": 3}
     [
         ({"colour": 1}, "unknown key 'colour'"),
         ({"gray": True}, "unknown key 'gray' (did you mean 'grey'?)"),
-        ({"shape": {"kind": "circle", "radus": 2.0}}, "unknown key 'shape.radus' (did you mean 'radius'?)"),
-        ({"shape": {"kind": "square", "sid": 2.0}}, "unknown key 'shape.sid' (did you mean 'side'?)"),
+        ({"shape": {"kind": "circle", "radus": 2.0}}, "unknown key 'shape.radus' (did you mean 'shape.radius'?)"),
+        ({"shape": {"kind": "square", "sid": 2.0}}, "unknown key 'shape.sid' (did you mean 'shape.side'?)"),
         ({"shape": {"kind": "circle", "radius": 1, "circle": 2}}, "unknown key 'shape.circle'"),
         ({"shape": {"kind": "circle"}}, "shape.radius: Field required"),
         (
