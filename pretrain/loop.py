@@ -15,7 +15,7 @@ from parallel.mesh import Mesh
 from pretrain.config import RunConfig
 from pretrain.device import peak_flops, peak_memory
 from pretrain.feed import Feed, StepBatch
-from pretrain.flops import training_flops_per_token
+from pretrain.flops import hardware_flops_per_token, training_flops_per_token
 from pretrain.guards import Guard
 from runtime.errors import LacunaError
 from runtime.signals import StopRequest
@@ -132,10 +132,10 @@ class _Clock:
     """Speed since the last logged step; checkpoints do not count."""
 
     def __init__(self, config: RunConfig, mesh: Mesh) -> None:
-        flops = training_flops_per_token(
-            config.model, config.train.sequence_length, config.objective.causal, config.objective.head_rows
-        )
-        self._flops_per_token = flops.total
+        objective = config.objective
+        work = (config.model, config.train.sequence_length, objective.causal, objective.head_rows)
+        self._flops_per_token = training_flops_per_token(*work).total
+        self._hardware_flops_per_token = hardware_flops_per_token(*work, config.parallel.recompute).total
         peak = torch.tensor([peak_flops(mesh.device, config.train.precision)], dtype=torch.float64)
         self._peak = mesh.sum_all(peak).item()
         self._device = mesh.device
@@ -158,6 +158,9 @@ class _Clock:
         values = {
             "perf/tokens_per_second": rate,
             "perf/mfu": rate * self._flops_per_token / self._peak,
+            "perf/hfu": rate * self._hardware_flops_per_token / self._peak,
+            "perf/flops_per_second": rate * self._flops_per_token,
+            "perf/peak_flops_per_second": self._peak,
             "perf/step_seconds": seconds / self._steps,
             "perf/memory_bytes": peak_memory(self._device),
             "data/wait_seconds": self._wait / self._steps,

@@ -10,14 +10,14 @@ from pydantic import ValidationError
 
 from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
+from pretrain.cost import checkpoints, duration, flops
 from pretrain.estimate import DEVICES, Device, memory, stages_of, step_seconds, traffic
-from pretrain.flops import six_nd, training_flops_per_token
 from runtime.errors import UserError, suggestion
 
 _MOST_LAYOUTS = 24
 
 
-def plan(config: RunConfig, world: int | None = None, device: str = "h200") -> dict[str, Any]:
+def plan(config: RunConfig, world: int | None = None, device: str = "h200", mfu: float = 0.4) -> dict[str, Any]:
     """The plan of a run on `world` ranks (default: one copy of the model) as JSON-ready values; see docs/contract.md.
 
     `flops.per_token_exact` counts the head on every position, as published figures do;
@@ -26,31 +26,22 @@ def plan(config: RunConfig, world: int | None = None, device: str = "h200") -> d
     """
     if device not in DEVICES:
         raise UserError(f"--device {device!r} is none of {', '.join(DEVICES)}{suggestion(device, DEVICES)}")
-    train, shape, layout = config.train, config.model, config.parallel
+    train, layout = config.train, config.parallel
     world = world or layout.model_size
     config.micro_batches(world)
-    counts, causal, length = shape.parameters(), config.objective.causal, train.sequence_length
-    exact = training_flops_per_token(shape, length, causal)
-    computed = training_flops_per_token(shape, length, causal, config.objective.head_rows)
-    per_token_6nd = six_nd(counts.non_embedding_matrices, 1)
-    tokens = train.total_tokens
+    counts = config.model.parameters()
+    time = duration(config, world, DEVICES[device], mfu)
     return {
         "name": config.name,
         "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "embedding": counts.embedding},
         "steps": train.steps,
-        "tokens": tokens,
+        "tokens": train.total_tokens,
         "tokens_per_step": train.tokens_per_step,
-        "flops": {
-            "per_token_exact": exact.total,
-            "per_token_computed": computed.total,
-            "per_token_6nd": per_token_6nd,
-            "total_exact": exact.total * tokens,
-            "total_computed": computed.total * tokens,
-            "total_6nd": per_token_6nd * tokens,
-            "components": {"projections": exact.projections, "attention": exact.attention, "head": exact.head},
-        },
+        "flops": flops(config),
         "world": world,
         "device": device,
+        "time": time,
+        "checkpoints": checkpoints(config, time["step_seconds"]),
         "memory": {"per_rank": memory(config, layout, world).as_dict()},
         "stages": [f"{s.first}-{s.last - 1}" for s in stages_of(config, layout)],
         "layouts": rank_layouts(config, world, DEVICES[device]),

@@ -55,14 +55,15 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Ranks to plan for.")] = None,
-    device: Annotated[str, typer.Option(help="Device to plan for: h200, h100 or a100.")] = "h200",
+    device: Annotated[str, typer.Option(help="Device to plan for: h200, h100, a100 or b200.")] = "h200",
+    mfu: Annotated[float, typer.Option(help="Assumed share of the device's bf16 peak.")] = 0.4,
     json: Json = False,
 ) -> None:
-    """Parameters, FLOPs, memory per rank and valid layouts of a recipe; starts nothing."""
+    """Parameters, FLOPs, time, checkpoints, memory per rank and valid layouts of a recipe; starts nothing."""
     from launch.recipe import load_recipe
     from pretrain.plan import plan as make_plan
 
-    result = make_plan(load_recipe(recipe, overrides or []), gpus, device)
+    result = make_plan(load_recipe(recipe, overrides or []), gpus, device, mfu)
     print_json(result) if json else _print_plan(result)
 
 
@@ -76,16 +77,29 @@ def demo(
 
 
 def _print_plan(result: dict[str, Any]) -> None:
-    counts, flops, memory = result["parameters"], result["flops"], result["memory"]["per_rank"]
-    names = (("exact (head everywhere)", "exact"), ("computed", "computed"), ("by 6ND", "6nd"))
+    counts, memory = result["parameters"], result["memory"]["per_rank"]
+    time, saved, world = result["time"], result["checkpoints"], f"{result['world']} {result['device']}"
     rows = [
         ("parameters", f"{counts['total']:,} ({counts['non_embedding']:,} without embeddings)"),
         ("run", f"{result['steps']:,} steps, {human(result['tokens'])} tokens"),
-        ("FLOPs per token", ", ".join(f"{human(flops[f'per_token_{key}'])} {name}" for name, key in names)),
-        ("FLOPs in all", ", ".join(f"{flops[f'total_{key}']:.3g} {name}" for name, key in names)),
-        (f"memory, {result['world']} ranks", ", ".join(f"{k} {human(v, 'B')}" for k, v in memory.items())),
+        (
+            f"time, {world}",
+            f"{time['days']:.3g} days, {time['gpu_hours']:,.0f} GPU-hours at an assumed MFU of {time['mfu']:.0%}",
+        ),
+        (
+            "checkpoints",
+            f"{human(saved['bytes'], 'B')} every {saved['every_steps']:,} steps ({saved['every_hours']:.3g} h), "
+            f"{saved['written']:,} in all, {human(saved['kept_bytes'], 'B')} kept",
+        ),
+        (f"memory, {world}", ", ".join(f"{k} {human(v, 'B')}" for k, v in memory.items())),
     ]
     print_table((result["name"], ""), rows)
+    flops = result["flops"]
+    counted = [
+        (name, human(flops[f"per_token_{name}"]), f"{flops[f'total_{name}']:.2e}", counts)
+        for name, counts in flops["conventions"].items()
+    ]
+    print_table(("FLOPs by convention", "per token", "in all", "what is counted"), counted)
     layouts = [
         (
             row["layout"],

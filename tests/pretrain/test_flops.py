@@ -1,12 +1,14 @@
-"""FLOPs against the LLaDA paper's figures and against torch's own counter."""
+"""FLOPs against the LLaDA paper's figures; `test_flops_counted` has the counter."""
 
 import pytest
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.flop_conventions import CONVENTIONS, Training
 from pretrain.flops import (
     FlopCount,
+    attended_in_documents,
+    autoregressive_sampling_flops,
+    block_diffusion_flops_per_token,
+    diffusion_sampling_flops,
     expected_mask_ratio,
     forward_flops_per_token,
     six_nd,
@@ -92,58 +94,6 @@ def test_6nd_gives_every_published_point(name: str) -> None:
         assert six_nd(exact, billions * 1e9) == pytest.approx(flops, rel=0.004)
 
 
-class Layers(nn.Module):
-    """Matrix products of the layers and the head, and nothing else; causal attention row by row."""
-
-    def __init__(self, shape: ModelShape, causal: bool) -> None:
-        super().__init__()
-        self.shape, self.causal = shape, causal
-        kv_width = shape.kv_heads * shape.head_width
-        sizes = [(shape.width, shape.width + 2 * kv_width), (shape.width, shape.width)]
-        sizes += [(shape.width, 2 * shape.ffn), (shape.ffn, shape.width)]
-        self.layers = nn.ModuleList(
-            nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in sizes) for _ in range(shape.layers)
-        )
-        self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
-
-    def forward(self, x_LD: torch.Tensor, head_rows: int) -> torch.Tensor:
-        for qkv, out, up, down in self.layers:
-            x_LD = x_LD + out(self.attention(qkv(x_LD)))
-            gate_LF, value_LF = up(x_LD).chunk(2, dim=-1)
-            x_LD = x_LD + down(gate_LF.sigmoid() * value_LF)
-        return self.head(x_LD[:head_rows])
-
-    def attention(self, qkv_LE: torch.Tensor) -> torch.Tensor:
-        heads_LNH = qkv_LE.unflatten(-1, (-1, self.shape.head_width))
-        n, k = self.shape.heads, self.shape.kv_heads
-        q_NLH, k_KLH, v_KLH = heads_LNH.transpose(0, 1).split([n, k, k])
-        k_NLH, v_NLH = k_KLH.repeat_interleave(n // k, 0), v_KLH.repeat_interleave(n // k, 0)
-        rows = []
-        length = len(qkv_LE)
-        spans = [(i, i + 1, i + 1) for i in range(length)] if self.causal else [(0, length, length)]
-        for start, stop, seen in spans:
-            weights_NLM = (q_NLH[:, start:stop] @ k_NLH[:, :seen].transpose(1, 2)).softmax(-1)
-            rows.append(weights_NLM @ v_NLH[:, :seen])
-        return torch.cat(rows, dim=1).transpose(0, 1).flatten(1)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("head_rows", [12, 6])
-def test_torch_counts_the_same(causal: bool, head_rows: int) -> None:
-    shape = ModelShape(layers=2, width=16, heads=4, kv_heads=2, ffn=24, vocabulary=40)
-    length = 12
-    x_LD = torch.randn(length, 16, requires_grad=True)  # as the embedding's output is
-    model = Layers(shape, causal)
-    with FlopCounterMode(display=False) as forward:
-        logits_LV = model(x_LD, head_rows)
-    with FlopCounterMode(display=False) as backward:
-        logits_LV.sum().backward()
-    expected = forward_flops_per_token(shape, length, causal, head_rows / length)
-    trained = training_flops_per_token(shape, length, causal, head_rows / length)
-    assert forward.get_total_flops() == expected.total * length
-    assert forward.get_total_flops() + backward.get_total_flops() == trained.total * length
-
-
 @pytest.mark.parametrize(
     ("length", "rows", "key"),
     [
@@ -156,3 +106,43 @@ def test_torch_counts_the_same(causal: bool, head_rows: int) -> None:
 def test_numbers_out_of_range_name_the_key(length: int, rows: float, key: str) -> None:
     with pytest.raises(UserError, match=key):
         training_flops_per_token(SHAPE_1B, length, causal=False, head_rows=rows)
+
+
+def test_every_convention_says_what_it_counts_for_the_8b_model() -> None:
+    run = Training(SHAPE_8B, 4096, causal=False, head_rows=expected_mask_ratio(1e-3))
+    found = {name: rule.per_token(run) / 1e9 for name, rule in CONVENTIONS.items()}
+    assert all(rule.name == name and rule.counts for name, rule in CONVENTIONS.items())
+    assert found["exact"] == pytest.approx(51.43, abs=0.01)
+    assert found["computed"] == pytest.approx(51.43 - 0.4995 * 3.108, abs=0.01)
+    assert found["6nd"] == pytest.approx(6 * 6.979321856, rel=1e-12)
+    assert found["6nd_printed"] == pytest.approx(6 * 6.98, rel=1e-12)
+    assert found["6nd_total"] == pytest.approx(6 * 8.015581184, rel=1e-12)
+    assert found["eth"] == pytest.approx(found["6nd"] + 12 * 32 * 4096 * 4096 / 1e9, rel=1e-12)
+    assert found["palm"] == pytest.approx(found["6nd_total"] + 12 * 32 * 4096 * 4096 / 1e9, rel=1e-12)
+
+
+def test_documents_attend_to_the_mean_square_over_the_mean() -> None:
+    assert attended_in_documents([4096], causal=False) == 4096
+    assert attended_in_documents([1] * 50, causal=False) == attended_in_documents([1] * 50, causal=True) == 1
+    assert attended_in_documents([1, 3], causal=False) == (1 + 9) / 4
+    assert attended_in_documents([1, 3], causal=True) == (1 + 6) / 4
+    for lengths in ([], [3, 0]):
+        with pytest.raises(UserError, match="lengths"):
+            attended_in_documents(lengths, causal=False)
+
+
+def test_block_diffusion_of_one_block_is_two_halves_of_which_one_is_idle() -> None:
+    whole = block_diffusion_flops_per_token(SHAPE_1B, 64, 64, head_rows=0.5)
+    plain = training_flops_per_token(SHAPE_1B, 64, causal=False, head_rows=0.5)
+    assert (whole.projections, whole.attention, whole.head) == (2 * plain.projections, 2 * plain.attention, plain.head)
+    with pytest.raises(UserError, match="block: 6 does not divide a sequence of 64"):
+        block_diffusion_flops_per_token(SHAPE_1B, 64, 6)
+
+
+def test_sampling_with_a_cache_costs_one_causal_pass_with_logits_for_new_tokens() -> None:
+    cached = autoregressive_sampling_flops(SHAPE_1B, prompt=100, length=28, cached=True)
+    window = 127  # the last sampled token is never read
+    once = forward_flops_per_token(SHAPE_1B, window, causal=True, head_rows=28 / window).times(window)
+    assert cached.total == pytest.approx(once.total, rel=1e-12)
+    diffusion = diffusion_sampling_flops(SHAPE_1B, prompt=100, length=28, steps=28)
+    assert diffusion.projections / cached.projections == pytest.approx(28 * 128 / 127, rel=1e-12)

@@ -14,6 +14,7 @@ from parallel.mesh import Mesh
 from pretrain.build import build_engine
 from pretrain.config import RunConfig
 from pretrain.feed import StepBatch
+from pretrain.flops import hardware_flops_per_token, training_flops_per_token
 from pretrain.guards import Guard
 from pretrain.loop import Agreement, Hooks, agree, learning_rate, train
 from runtime.errors import LacunaError
@@ -98,6 +99,21 @@ def run_loop(config: RunConfig, engine: Engine, span: range, stop: StopRequest |
     return returned, recorder, guard
 
 
+def assert_speeds_agree(config: RunConfig, line: dict[str, Any]) -> None:
+    """MFU and HFU are FLOPs over seconds over the peak, recomputed from the line and the configuration alone."""
+    train, objective = config.train, config.objective
+    work = (config.model, train.sequence_length, objective.causal, objective.head_rows)
+    tokens = train.global_batch * train.sequence_length
+    assert line["perf/tokens_per_second"] == pytest.approx(tokens / line["perf/step_seconds"], rel=1e-12)
+    for name, flops in (("mfu", training_flops_per_token(*work)), ("hfu", hardware_flops_per_token(*work))):
+        rate = flops.total * tokens / line["perf/step_seconds"]
+        assert line[f"perf/{name}"] == pytest.approx(rate / line["perf/peak_flops_per_second"], rel=1e-12)
+    assert line["perf/mfu"] == pytest.approx(
+        line["perf/flops_per_second"] / line["perf/peak_flops_per_second"], rel=1e-12
+    )
+    assert 0 < line["perf/mfu"] < line["perf/hfu"]
+
+
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[Mesh]:
     with single_process(tiny_config()) as alone:
@@ -124,7 +140,7 @@ class TestRealEngine:
             assert line["data/batch_digest"] == f"{high:016x}{low:016x}"
             assert line["train/refused_steps"] == 0
             assert line["perf/tokens_per_second"] > 0
-            assert line["perf/mfu"] > 0
+            assert_speeds_agree(config, line)
             levels = [key for key in line if key.startswith("train/loss_at_level/")]
             assert bool(levels) == (objective == "masked")
             assert all(isinstance(value, int | float | str) for value in line.values())
