@@ -11,7 +11,7 @@ from data_pipeline.dataset import TokenDataset
 from data_pipeline.tokenizer import Tokenizer
 from parallel.checkpoint.catalogue import newest_checkpoint, verify_checkpoint
 from parallel.checkpoint.manifest import CheckpointManifest
-from parallel.checkpoint.store import BlockReader
+from parallel.checkpoint.reader import BlockReader
 from parallel.logical import logical_parameters
 from parallel.mesh import Mesh
 from pretrain.config import RunConfig

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: atomic writes, published directories, digests."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,21 @@ import xxhash
 from runtime.errors import UserError
 
 _CHUNK = 1 << 22
+_MENDS = {
+    errno.ENOSPC: "free some room",
+    errno.EDQUOT: "free some room or have the quota raised",
+    errno.EROFS: "mount the file system for writing",
+    errno.EACCES: "get the permission to write there",
+    errno.EPERM: "get the permission to write there",
+    errno.EFBIG: "have the limit on file sizes raised (ulimit -f)",
+    errno.EMFILE: "have the limit on open files raised (ulimit -n)",
+    errno.EIO: "look into the system's log for the fault of the disk",
+}
+
+
+def mend_of(error: OSError) -> str:
+    """What a person can do about a failure to write."""
+    return _MENDS.get(error.errno or 0, "look after the file system")
 
 
 def fsync_directory(path: Path) -> None:

@@ -1,27 +1,30 @@
 """Saves an engine's logical state and loads it into any other engine and layout.
 
 Every rank writes the boxes it owns into one safetensors file of its own and reads only the boxes it needs.
-A checkpoint is staged, made durable, hashed, agreed on by all ranks, and then published by one rename.
+A checkpoint is staged, hashed as it is written, made durable, agreed on by all ranks, and published by one rename.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from parallel.checkpoint.manifest import CheckpointManifest, StoredBlock, StoredFile
+from parallel.checkpoint.reader import BlockReader
+from parallel.checkpoint.shard_file import CHUNK_BYTES, Entry, ShardWriter
 from parallel.engines.base import KINDS, Engine
 from parallel.logical import Extent, Rectangle
+from parallel.mesh import Mesh
 from runtime.errors import UserError, one_line
-from runtime.files import digest_file, fsync_directory, fsync_file, publish_directory, remove_tree, write_atomic
+from runtime.files import fsync_directory, mend_of, publish_directory, remove_tree, write_atomic
 
 LATEST = "LATEST"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,107 +40,141 @@ class Progress:
     loop: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A box of a logical tensor with its values, which this rank writes."""
+
+    kind: str
+    name: str
+    box: Rectangle
+    values: torch.Tensor
+
+    @property
+    def key(self) -> str:
+        """Its key in a safetensors file."""
+        return f"{self.kind}/{self.name}@{','.join(map(str, self.box.start))}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A written file and, for the manifest, its blocks as (kind, logical name, block) and the tensors' shapes."""
+
+    name: str
+    file: StoredFile
+    blocks: list[tuple[str, str, StoredBlock]]
+    shapes: dict[str, Extent]
+
+
 def step_directory(root: Path, step: int) -> Path:
     """`root/step-NNNNNNNN`."""
     return root / f"step-{step:08d}"
 
 
-def save_checkpoint(root: Path, engine: Engine, progress: Progress) -> Path:
-    """Write and publish a checkpoint; every rank calls this.
-
-    Returns the published directory. Raises UserError on all ranks if any rank could not write (a full disk,
-    say); nothing is then published and earlier checkpoints are untouched.
-    """
-    mesh, final = engine.mesh, step_directory(root, progress.step)
-    staging = root / f".{final.name}.staging"
-    if mesh.rank == 0:
-        root.mkdir(parents=True, exist_ok=True)
-        remove_tree(staging)
-        staging.mkdir()
-    mesh.barrier()
-    failure, report = "", None
-    try:
-        report = _write_shard(staging, mesh.rank, engine)
-    except (OSError, SafetensorError) as error:
-        failure = f"rank {mesh.rank} could not write {staging}: {one_line(error)}"
-    reports = mesh.gather((failure, report, engine.logical_shapes()))
-    failures = [f for f, _, _ in reports if f]
-    if not failures:
-        failures = [
-            f for f in mesh.gather(_try_publish(staging, final, progress, reports) if mesh.rank == 0 else "") if f
-        ]
-    if failures:
-        if mesh.rank == 0:
-            remove_tree(staging)
-        raise UserError(
-            f"checkpoint of step {progress.step} not saved: {failures[0]}; free some room, earlier ones are intact"
-        )
-    return final
+def staging_directory(root: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is written before it is published."""
+    return root / f".{step_directory(root, step).name}.staging"
 
 
-def _try_publish(staging: Path, final: Path, progress: Progress, reports: list[Any]) -> str:
-    try:
-        _publish(staging, final, progress, reports)
-    except (OSError, UserError) as error:
-        return f"rank 0 could not publish {final}: {one_line(error)}"
-    return ""
+def written_pieces(engine: Engine) -> list[Piece]:
+    """What this rank writes, as live views of the engine's memory."""
+    return [
+        Piece(fragment.kind, name, box, values)
+        for fragment in engine.fragments()
+        if fragment.writes
+        for name, _, box, values in fragment.pieces()
+    ]
 
 
-def _write_shard(
-    staging: Path, rank: int, engine: Engine
-) -> tuple[str, StoredFile, dict[str, dict[str, list[StoredBlock]]]]:
-    tensors: dict[str, torch.Tensor] = {}
-    blocks: dict[str, dict[str, list[StoredBlock]]] = {kind: defaultdict(list) for kind in KINDS}
-    name = f"shard-{rank:05d}.safetensors"
-    for fragment in engine.fragments():
-        if not fragment.writes:
-            continue
-        for block_name, _, target, values in fragment.pieces():
-            key = f"{fragment.kind}/{block_name}@{','.join(map(str, target.start))}"
-            tensors[key] = values.contiguous().cpu()
-            stored = StoredBlock(file=name, key=key, offset=target.start, size=target.size)
-            blocks[fragment.kind][block_name].append(stored)
-    path = staging / name
-    save_file(tensors, path)
-    fsync_file(path)
-    return name, StoredFile(bytes=path.stat().st_size, digest=digest_file(path)), blocks
+def write_shard(
+    path: Path, pieces: Sequence[Piece], shapes: dict[str, Extent], chunk_bytes: int = CHUNK_BYTES
+) -> Shard:
+    """Write `pieces` of tensors of global `shapes` into the new file `path` and make it durable. Raises OSError."""
+    with ShardWriter(path, [Entry(piece.key, piece.box.size) for piece in pieces], chunk_bytes) as writer:
+        for piece in pieces:
+            writer.append(piece.values)
+        written = writer.finish()
+    blocks = [(p.kind, p.name, written.block(p.key, p.box.start, p.box.size)) for p in pieces]
+    return Shard(path.name, written.stored, blocks, shapes)
 
 
-def _publish(staging: Path, final: Path, progress: Progress, reports: list[Any]) -> None:
-    shapes: dict[str, Extent] = {}
-    blocks: dict[str, dict[str, list[StoredBlock]]] = {kind: defaultdict(list) for kind in KINDS}
-    files: dict[str, StoredFile] = {}
-    for _, (name, file, shard_blocks), rank_shapes in reports:
-        files[name] = file
-        shapes.update(rank_shapes)
-        for kind, names in shard_blocks.items():
-            for tensor, stored in names.items():
-                blocks[kind][tensor].extend(stored)
-    manifest = CheckpointManifest(
-        step=progress.step,
-        updates=progress.updates,
-        samples=progress.samples,
-        tokens=progress.tokens,
-        identity=progress.identity,
-        provenance=progress.provenance,
-        loop=progress.loop,
-        shapes=shapes,
-        blocks=blocks,
-        files=files,
-    )
-    hole = manifest.missing_elements()
-    assert hole is None, f"the ranks did not write {hole}"
+def build_manifest(progress: Progress, shards: Sequence[Shard], chunk_bytes: int = CHUNK_BYTES) -> CheckpointManifest:
+    """The manifest of a checkpoint of `shards`, which must hold every element of every tensor once."""
+    shapes = {name: shape for shard in shards for name, shape in shard.shapes.items()}
+    blocks: dict[str, dict[str, list[StoredBlock]]] = defaultdict(lambda: defaultdict(list))
+    for shard in shards:
+        for kind, name, block in shard.blocks:
+            blocks[kind][name].append(block)
+    files = {shard.name: shard.file for shard in shards}
+    manifest = CheckpointManifest(**vars(progress), chunk_bytes=chunk_bytes, shapes=shapes, blocks=blocks, files=files)
+    fault = manifest.inconsistency()
+    assert fault is None, f"the ranks did not write a whole checkpoint: {fault}"
+    return manifest
+
+
+def publish_checkpoint(staging: Path, final: Path, manifest: CheckpointManifest) -> None:
+    """Add the manifest to the durable files in `staging` and rename it to `final`. Raises OSError or UserError."""
     manifest.write(staging)
     publish_directory(staging, final)
     write_atomic(final.parent / LATEST, final.name + "\n")
     fsync_directory(final.parent)
 
 
+class SaveError(UserError):
+    """A checkpoint that was not saved; the earlier ones are intact."""
+
+
+def save_checkpoint(root: Path, engine: Engine, progress: Progress, chunk_bytes: int = CHUNK_BYTES) -> Path:
+    """Write and publish a checkpoint; every rank calls this.
+
+    Returns the published directory. Raises SaveError on all ranks if any rank could not write (a full disk,
+    say); nothing is then published and earlier checkpoints are untouched.
+    """
+    mesh, final, staging = engine.mesh, step_directory(root, progress.step), staging_directory(root, progress.step)
+
+    def make() -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        remove_tree(staging)
+        staging.mkdir()
+
+    def write() -> Shard:
+        path = staging / f"shard-{mesh.rank:05d}.safetensors"
+        return write_shard(path, written_pieces(engine), engine.logical_shapes(), chunk_bytes)
+
+    def publish() -> None:
+        publish_checkpoint(staging, final, build_manifest(progress, shards, chunk_bytes))
+
+    try:
+        _on_all(mesh, f"make {staging}", make if mesh.rank == 0 else None)
+        shards = _on_all(mesh, f"write {staging}", write)
+        _on_all(mesh, f"publish {final}", publish if mesh.rank == 0 else None)
+    except SaveError as error:
+        if mesh.rank == 0:
+            remove_tree(staging)
+        raise SaveError(f"checkpoint of step {progress.step} not saved: {error}, earlier ones are intact") from None
+    return final
+
+
+def _on_all(mesh: Mesh, what: str, action: Callable[[], T] | None) -> list[T]:
+    """What `action` returned on each rank. Raises SaveError on all ranks if it failed on any."""
+    failure, result = "", None
+    try:
+        result = action() if action else None
+    except OSError as error:
+        failure = f"rank {mesh.rank} could not {what}: {one_line(error)}; {mend_of(error)}"
+    except UserError as error:
+        failure = f"rank {mesh.rank} could not {what}: {one_line(error)}"
+    outcomes = mesh.gather((failure, result))
+    if failures := [failure for failure, _ in outcomes if failure]:
+        raise SaveError(failures[0])
+    return [result for _, result in outcomes]
+
+
 def load_checkpoint(directory: Path, engine: Engine, identity: dict[str, Any]) -> CheckpointManifest:
     """Load a checkpoint into `engine`, whatever layout wrote it; every rank calls this.
 
-    All files are compared with their digests first, the work shared over the ranks. Raises UserError on all
-    ranks if the checkpoint is damaged or holds another model.
+    Reads once, and only the bytes that this rank needs, each verified; lengths and headers of all files are
+    verified too, the work shared over the ranks. Raises UserError on all ranks if the checkpoint is damaged or
+    holds another model; after damage the engine's weights are of no use.
     """
     mesh = engine.mesh
     manifest = CheckpointManifest.read(directory)
@@ -146,58 +183,26 @@ def load_checkpoint(directory: Path, engine: Engine, identity: dict[str, Any]) -
     failure = ""
     try:
         for name in sorted(manifest.files)[mesh.rank :: mesh.world]:
-            manifest.verify_file(directory, name)
+            manifest.verify_header(directory, name)
+        with BlockReader(directory, manifest) as reader:
+            for fragment in engine.fragments():
+                for name, _, target, view in fragment.pieces():
+                    reader.read_into(fragment.kind, name, target, view)
     except UserError as error:
         failure = str(error)
     failures = [f for f in mesh.gather(failure) if f]
     if failures:
         raise UserError(failures[0])
-    reader = BlockReader(directory, manifest)
-    for fragment in engine.fragments():
-        for name, _, target, view in fragment.pieces():
-            reader.read_into(fragment.kind, name, target, view)
     engine.finish_load(manifest.updates)
     return manifest
 
 
 def _check_model(directory: Path, manifest: CheckpointManifest, engine: Engine, identity: dict[str, Any]) -> None:
     manifest.require_identity(directory, identity)
+    if lacking := [kind for kind in KINDS if kind not in manifest.blocks]:
+        raise UserError(f"{directory} holds no {lacking[0]}: it can be evaluated but not continued, use another one")
     for name, shape in engine.logical_shapes().items():
         if manifest.shapes.get(name) != shape:
             raise UserError(
                 f"{directory} is a checkpoint of another model ({name} is {manifest.shapes.get(name)}, not {shape})"
             )
-
-
-class BlockReader:
-    """Reads boxes of logical tensors from a checkpoint's files, only the bytes that are asked for."""
-
-    def __init__(self, directory: Path, manifest: CheckpointManifest) -> None:
-        self._directory = directory
-        self._manifest = manifest
-        self._open: dict[str, Any] = {}
-
-    def read_into(self, kind: str, name: str, wanted: Rectangle, view: torch.Tensor) -> None:
-        """Copy box `wanted` of logical tensor `name` into `view` (same shape)."""
-        found = 0
-        zero = (0,) * len(wanted.start)
-        for block in self._manifest.blocks[kind][name]:
-            common = wanted.intersect(Rectangle(block.offset, block.size))
-            if common is None:
-                continue
-            source = self._file(block.file).get_slice(block.key)[common.moved(block.offset, zero).slices]
-            view[common.moved(wanted.start, zero).slices].copy_(source)
-            found += common.numel
-        assert found == wanted.numel, f"{kind} of {name} has holes"
-
-    def read(self, kind: str, name: str) -> torch.Tensor:
-        """A whole logical tensor, float32."""
-        shape = self._manifest.shapes[name]
-        tensor = torch.empty(shape)
-        self.read_into(kind, name, Rectangle((0,) * len(shape), shape), tensor)
-        return tensor
-
-    def _file(self, name: str) -> Any:
-        if name not in self._open:
-            self._open[name] = safe_open(self._directory / name, framework="pt")
-        return self._open[name]

@@ -21,7 +21,8 @@ from parallel.checkpoint.catalogue import (
     verify_checkpoint,
 )
 from parallel.checkpoint.manifest import MANIFEST, CheckpointManifest
-from parallel.checkpoint.store import LATEST, BlockReader, save_checkpoint, step_directory
+from parallel.checkpoint.reader import BlockReader
+from parallel.checkpoint.store import LATEST, SaveError, save_checkpoint, step_directory
 from parallel.engines.base import KINDS, Fragment
 from parallel.logical import Rectangle
 from parallel.mesh import Mesh
@@ -85,32 +86,50 @@ def test_a_published_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     save(tmp_path, 3)
     before = files_below(tmp_path)
     results = run_ranks(2, lambda mesh: save_checkpoint(tmp_path, plain_state(mesh, values(4)), progress(3)))
-    assert [type(result) for result in results] == [UserError] * 2
+    assert [type(result) for result in results] == [SaveError] * 2
     assert all("step-00000003 exists already" in str(result) for result in results)
     assert files_below(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [LATEST, "step-00000003"]
 
 
-class _FullDisk(HeldState):
+class _BadDisk(HeldState):
     """Its rank cannot write."""
 
+    fault: int
+
     def fragments(self) -> Iterator[Fragment]:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(self.fault, os.strerror(self.fault))
 
 
-def test_a_full_disk_on_one_rank_is_told_by_all_and_publishes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "mend"),
+    [
+        (errno.ENOSPC, "No space left on device; free some room, earlier ones are intact"),
+        (errno.EDQUOT, "Disk quota exceeded; free some room or have the quota raised, earlier ones are intact"),
+        (
+            errno.EIO,
+            "Input/output error; look into the system's log for the fault of the disk, earlier ones are intact",
+        ),
+        (errno.EROFS, "Read-only file system; mount the file system for writing, earlier ones are intact"),
+        (errno.ESTALE, "Stale file handle; look after the file system, earlier ones are intact"),
+    ],
+)
+def test_a_bad_disk_on_one_rank_is_told_by_all_and_publishes_nothing(tmp_path: Path, fault: int, mend: str) -> None:
     save(tmp_path, 3)
     before = files_below(tmp_path)
 
     def save_four(mesh: Any) -> Path:
         state = plain_state(mesh, values(4))
-        return save_checkpoint(tmp_path, _FullDisk(**vars(state)) if mesh.rank == 1 else state, progress(4))
+        if mesh.rank == 1:
+            state = _BadDisk(**vars(state))
+            state.fault = fault
+        return save_checkpoint(tmp_path, state, progress(4))
 
     results = run_ranks(3, save_four)
-    assert [type(result) for result in results] == [UserError] * 3
+    assert [type(result) for result in results] == [SaveError] * 3
     for result in results:
         assert "checkpoint of step 4 not saved: rank 1 could not write" in str(result)
-        assert "No space left on device" in str(result)
+        assert str(result).endswith(mend)
     assert files_below(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [LATEST, "step-00000003"]
     assert save(tmp_path, 4).name == "step-00000004"  # once there is room again
@@ -136,7 +155,7 @@ def test_a_kernel_that_refuses_to_write(tmp_path: Path, place: str) -> None:
     assert manifest > shard + 200  # else the limit cannot stand between them
     size = {"header of the shard": 100, "values of the shard": shard - 100, "manifest": shard + 100}[place]
     state = plain_state(Mesh.local(torch.device("cpu")), values(4))
-    with largest_file(size), pytest.raises(UserError, match=r"step 4 not saved: .*File too large"):
+    with largest_file(size), pytest.raises(UserError, match=r"step 4 not saved: .*File too large; have the limit"):
         save_checkpoint(tmp_path, state, progress(4))
     assert files_below(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [LATEST, "step-00000003"]

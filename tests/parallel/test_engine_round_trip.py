@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from parallel.checkpoint.catalogue import verify_checkpoint
-from parallel.checkpoint.store import BlockReader, Progress, load_checkpoint, save_checkpoint
+from parallel.checkpoint.reader import BlockReader
+from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from parallel.engines.base import KINDS, Engine, StepResult
 from parallel.mesh import Mesh
 from pretrain.build import build_engine

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from parallel.checkpoint.catalogue import verify_checkpoint
-from parallel.checkpoint.store import BlockReader, Progress, load_checkpoint, save_checkpoint
+from parallel.checkpoint.reader import BlockReader
+from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from parallel.engines.base import KINDS
 from pretrain.config import RunConfig
 from tests.support import reference_model

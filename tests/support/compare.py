@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from parallel.checkpoint.manifest import CheckpointManifest
-from parallel.checkpoint.store import BlockReader
+from parallel.checkpoint.reader import BlockReader
 from tests.support.grid import Case, feed_of
 from tests.support.reference_model import ReferenceRun, reference_losses
 
