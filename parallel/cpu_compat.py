@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 _CPU = torch.device("cpu")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -64,6 +65,7 @@ def install() -> bool:
     if getattr(torch.cuda, "_lacuna_cpu", False):
         return True
     _patch_cuda_namespace(torch.cuda)
+    _device_constructors()  # cached from here on: with `torch.device(…):` must know the factories that are wrapped now
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     original_type = torch.Tensor.type

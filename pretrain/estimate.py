@@ -31,6 +31,10 @@ class Device:
     ranks_per_node: int = 8
     efficiency: float = 0.5
 
+    def holds(self, needed: Memory) -> bool:
+        """Whether a tenth of the memory stays free."""
+        return needed.total < 0.9 * self.memory
+
 
 DEVICES = {
     "h200": Device("h200", 989e12, 141e9, 450e9, 50e9),
@@ -101,34 +105,42 @@ def parameters_per_rank(config: RunConfig, layout: ParallelConfig) -> list[int]:
 
 
 def memory(config: RunConfig, layout: ParallelConfig, world: int) -> Memory:
-    """Memory of the fullest rank.
+    """Memory of the fullest rank."""
+    return max(memory_by_stage(config, layout, world), key=lambda needed: needed.total)
+
+
+def memory_by_stage(config: RunConfig, layout: ParallelConfig, world: int) -> list[Memory]:
+    """Memory of a rank of each pipeline stage.
 
     Weights and gradients: 4 + 4 bytes a parameter in fp32; 2 + 4 in bf16, whose gradients are reduced in fp32.
     Optimizer: two fp32 moments, in bf16 also a fp32 master. ZeRO divides by the data ranks: the optimizer from 1,
     gradients from 2, weights at 3. Activations: what the backward pass keeps of a layer (two norms' inputs in their
     own type and outputs, q k v, attention output, gate, up, their product), times the micro-batches that a
-    pipeline's first rank holds. Logits: a chunk of rows in fp32, its gradient, and the softmax in between.
+    stage holds. Logits: a chunk of rows in fp32, its gradient, and the softmax in between.
     """
     train, shape = config.train, config.model
     shards = layout.data_size(world) * layout.context
     half = train.precision == "bf16"
     element = 2 if half else _FP32
-    parameters = max(parameters_per_rank(config, layout))
-    state = parameters * (12 if half else 8)
     tokens = train.micro_batch * train.sequence_length // layout.context
-    layers = max(
-        sum(len(s.layers) for s in stages_of(config, layout)[rank :: layout.pipeline])
-        for rank in range(layout.pipeline)
-    )
-    in_flight = min(layout.pipeline, config.micro_batches(world))
     chunk = min(train.head_chunk, tokens)
-    return Memory(
-        weights=parameters * element // (shards if layout.zero == 3 else 1),
-        gradients=parameters * _FP32 // (shards if layout.zero >= 2 else 1),
-        optimizer=0 if layout.offload != "none" else state // (shards if layout.zero else 1),
-        activations=layers * tokens * _activations_per_token(config, layout) * element * in_flight,
-        logits=3 * chunk * (padded_vocabulary(shape.vocabulary, layout.tensor) // layout.tensor) * _FP32,
-    )
+    logits = 3 * chunk * (padded_vocabulary(shape.vocabulary, layout.tensor) // layout.tensor) * _FP32
+    stages, micro_batches = stages_of(config, layout), config.micro_batches(world)
+    needed = []
+    for rank, parameters in enumerate(parameters_per_rank(config, layout)):
+        mine = stages[rank :: layout.pipeline]
+        kept = sum(len(s.layers) for s in mine) * tokens * _activations_per_token(config, layout) * element
+        state = 0 if layout.offload != "none" else parameters * (12 if half else 8)
+        needed.append(
+            Memory(
+                weights=parameters * element // (shards if layout.zero == 3 else 1),
+                gradients=parameters * _FP32 // (shards if layout.zero >= 2 else 1),
+                optimizer=state // (shards if layout.zero else 1),
+                activations=kept * min(layout.pipeline - rank, micro_batches),
+                logits=logits if mine[-1].has_head else 0,
+            )
+        )
+    return needed
 
 
 def _activations_per_token(config: RunConfig, layout: ParallelConfig) -> int:

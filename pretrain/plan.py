@@ -15,6 +15,7 @@ from pretrain.estimate import DEVICES, Device, memory, stages_of, step_seconds, 
 from runtime.errors import UserError, suggestion
 
 _MOST_LAYOUTS = 24
+_DEEPEST_PIPELINE = 16
 
 
 def plan(config: RunConfig, world: int | None = None, device: str = "h200", mfu: float = 0.4) -> dict[str, Any]:
@@ -57,14 +58,14 @@ def rank_layouts(config: RunConfig, world: int, device: Device) -> list[dict[str
             candidate.micro_batches(world)
         except UserError:
             continue
-        needed = memory(candidate, layout, world).total
+        needed = memory(candidate, layout, world)
         rows.append(
             {
                 "layout": layout.describe(world)
                 + ("" if layout.recompute == "none" else f" recompute-{layout.recompute}"),
                 "parallel": layout.model_dump(),
-                "memory_bytes": needed,
-                "fits": needed < 0.9 * device.memory,
+                "memory_bytes": needed.total,
+                "fits": device.holds(needed),
                 "step_seconds": step_seconds(candidate, layout, world, device),
                 "sent_bytes": traffic(candidate, layout, world).total,
                 "stages": [f"{s.first}-{s.last - 1}" for s in stages_of(candidate, layout)],
@@ -75,15 +76,16 @@ def rank_layouts(config: RunConfig, world: int, device: Device) -> list[dict[str
 
 
 def _candidates(world: int) -> Iterator[ParallelConfig]:
-    sizes = [n for n in (1, 2, 4, 8, 16) if world % n == 0]
-    megatron = itertools.product(sizes[:4], sizes, (1, 2), sizes[:4], ("none", "full"))
+    sizes = [n for n in (1, 2, 4, 8) if world % n == 0]
+    depths = [n for n in range(1, _DEEPEST_PIPELINE + 1) if world % n == 0]
+    megatron = itertools.product(sizes, depths, (1, 2), sizes, ("none", "full"))
     for tensor, pipeline, virtual, context, recompute in megatron:
         if world % (tensor * pipeline * context) == 0 and (virtual == 1 or pipeline > 1):
             yield _layout(
                 tensor=tensor, pipeline=pipeline, virtual_pipeline=virtual, context=context,
                 sequence=tensor > 1, recompute=recompute,
             )  # fmt: skip
-    for zero, tensor, recompute in itertools.product((1, 2, 3), sizes[:4], ("none", "full")):
+    for zero, tensor, recompute in itertools.product((1, 2, 3), sizes, ("none", "full")):
         yield _layout(engine="deepspeed", zero=zero, tensor=tensor, recompute=recompute)
 
 

@@ -1,91 +1,134 @@
-"""Builds every rank's part of a model without memory or GPUs: torch's fake process group and the meta device.
+"""A rehearsal: every rank's part of a model, built on the meta device under a fake process group.
 
-One process plays one rank of each pipeline stage after the other. Groups are megatron's real ones, collectives do
-nothing, and parameters have shapes but no storage, so that a layout for thousands of GPUs is checked on a laptop.
+Needs neither GPUs nor the memory of the model, so a layout for thousands of ranks is tried on a laptop. The ranks are
+played one after the other by a process of their own (`pretrain.meta_rank`): it patches torch, joins groups that are
+not there, and must not see a GPU.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from parallel.logical import logical_parameters
-from parallel.megatron_config import transformer_config
-from parallel.mesh import Mesh
 from pretrain.config import RunConfig
-from pretrain.estimate import memory, stages_of
-from pretrain.model import Transformer
-from runtime.environment import RankInfo
+from pretrain.estimate import DEVICES, Device, Memory, memory_by_stage, parameters_per_rank
+from pretrain.nearest_layout import keys_of, nearest_layout
+from runtime.errors import LacunaError, UserError, suggestion
+
+_MODULE = "pretrain.meta_rank"
 
 
 @dataclass(frozen=True)
 class StageReport:
-    """What a rank of a pipeline stage holds: global layers, parameters, bytes of weights, gradients, optimizer."""
+    """What the fullest rank of a pipeline stage holds.
+
+    `layers`: global numbers of each of its chunks, as `first-last`. `parameters`: built, vocabulary padding included.
+    `memory`: bytes, computed from the parameters and the shape.
+    """
 
     pipeline_rank: int
     layers: tuple[str, ...]
     parameters: int
-    weight_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
+    memory: Memory
 
 
-def rehearse(config: RunConfig, world: int) -> list[StageReport]:
-    """Build each pipeline stage as its ranks would. Raises UserError if the layout or the batch does not fit `world`.
-
-    All logical tensors must be covered by the stages exactly once (an invariant, checked here for real shapes).
-    For a process of its own: it joins and leaves fake process groups.
+@dataclass(frozen=True)
+class Rehearsal:
+    """A layout that was built. `coordinates`: distinct (pipeline, tensor) ranks, of which data and context ranks are
+    copies. `tensors`, `elements`: logical tensors and their elements, each held exactly once. `micro_batches`: per
+    step and data rank. `fits`: whether every stage leaves a tenth of the device's memory free.
     """
-    config.micro_batches(world)
-    reports, covered = [], 0
-    for pipeline_rank in range(config.parallel.pipeline):
-        report, elements = _build_stage(config, world, pipeline_rank)
-        reports.append(report)
-        covered += elements
-    whole = config.model.parameters().total
-    assert covered == whole, f"the stages hold {covered} of {whole} logical elements"
-    return reports
+
+    layout: str
+    world: int
+    micro_batches: int
+    coordinates: int
+    tensors: int
+    elements: int
+    stages: tuple[StageReport, ...]
+    device: str
+    fits: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        stages = [{**asdict(stage), "memory": stage.memory.as_dict()} for stage in self.stages]
+        return {**asdict(self), "stages": stages}
 
 
-def _build_stage(config: RunConfig, world: int, pipeline_rank: int) -> tuple[StageReport, int]:
-    """The report of the stage's fullest tensor rank, and the logical elements of all its tensor ranks together."""
-    layout, shape = config.parallel, config.model
-    first = pipeline_rank * (world // layout.pipeline)  # megatron numbers tensor ranks first, pipeline ranks last
-    stages = stages_of(config, layout)[pipeline_rank :: layout.pipeline]
-    fullest, sharded, replicated = 0, 0, 0
-    for tensor_rank in range(layout.tensor):
-        mesh = _join(config, world, first + tensor_rank)
-        assert (mesh.pipeline_rank, mesh.tensor_rank) == (pipeline_rank, tensor_rank), "unexpected order of ranks"
-        engine_config = transformer_config(mesh, shape.width, shape.heads, config.train.precision)
-        with torch.device("meta"):
-            models = [
-                Transformer(shape, mesh, engine_config, config.objective.causal, config.train.head_chunk, stage)
-                for stage in stages
-            ]
-        held = [(p, blocks) for model in models for p, blocks in logical_parameters(model)]
-        fullest = max(fullest, sum(p.numel() for p, _ in held))
-        sharded += sum(b.box.numel for p, blocks in held if p.dim() > 1 for b in blocks)
-        replicated = sum(b.box.numel for p, blocks in held if p.dim() == 1 for b in blocks)
-        dist.destroy_process_group()
-    needed = memory(config, layout, world)
-    half = config.train.precision == "bf16"
-    shards = layout.data_size(world) * layout.context
-    report = StageReport(
-        pipeline_rank,
-        tuple(f"{s.first}-{s.last - 1}" for s in stages),
-        fullest,
-        fullest * (2 if half else 4) // (shards if layout.zero == 3 else 1),
-        fullest * 4 // (shards if layout.zero >= 2 else 1),
-        fullest * (12 if half else 8) // (shards if layout.zero else 1),
+def rehearse(config: RunConfig, world: int, device: str = "h200", show_progress: bool = True) -> Rehearsal:
+    """Build every distinct rank of `world`, and take a micro-batch forward and backward through every stage.
+
+    Shapes, divisibility, names and the cover of the logical tensors are checked on what is built; memory is
+    arithmetic. Raises UserError, naming the nearest layout that works, if layout or batch do not fit `world`.
+    """
+    if device not in DEVICES:
+        raise UserError(f"--device {device!r} is none of {', '.join(DEVICES)}{suggestion(device, DEVICES)}")
+    micro_batches = _check_divides(config, world)
+    built = _build_apart(config, world, show_progress)
+    layout = config.parallel
+    needed = memory_by_stage(config, layout, world)
+    for stage, expected in zip(built["stages"], parameters_per_rank(config, layout), strict=True):
+        assert stage["parameters"] == expected, f"{stage} has not the {expected} parameters of the estimate"
+    stages = tuple(
+        StageReport(number, tuple(stage["layers"]), stage["parameters"], need)
+        for number, (stage, need) in enumerate(zip(built["stages"], needed, strict=True))
     )
-    assert report.weight_bytes <= needed.weights, "the estimate is below what the stage really holds"
-    return report, sharded + replicated
+    return Rehearsal(
+        layout=layout.describe(world),
+        world=world,
+        micro_batches=micro_batches,
+        coordinates=layout.pipeline * layout.tensor,
+        tensors=built["tensors"],
+        elements=built["elements"],
+        stages=stages,
+        device=device,
+        fits=all(DEVICES[device].holds(need) for need in needed),
+    )
 
 
-def _join(config: RunConfig, world: int, rank: int) -> Mesh:
-    from torch.testing._internal.distributed.fake_pg import FakeStore
+def require_fit(config: RunConfig, rehearsal: Rehearsal) -> None:
+    """Raise UserError, naming the nearest layout that fits, if a stage needs more than the device has."""
+    if rehearsal.fits:
+        return
+    worst = max(rehearsal.stages, key=lambda stage: stage.memory.total)
+    device = DEVICES[rehearsal.device]
+    raise UserError(
+        f"{config.name}: {rehearsal.layout} needs {worst.memory.total / 1e9:.1f} GB on pipeline rank "
+        f"{worst.pipeline_rank}, an {device.name} has {device.memory / 1e9:.0f} GB and a tenth of it is kept free: "
+        f"{_mend(config, rehearsal.world, device)}"
+    )
 
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    return Mesh.create(config.parallel, RankInfo(rank, world))
+
+def _check_divides(config: RunConfig, world: int) -> int:
+    try:
+        return config.micro_batches(world)
+    except UserError as error:
+        reason = str(error).partition(": ")[0]
+        batch = f", or {str(error).partition(': ')[2]}" if reason.startswith("train.global_batch") else ""
+        raise UserError(f"{reason}: {_mend(config, world)}{batch}") from None
+
+
+def _mend(config: RunConfig, world: int, device: Device | None = None) -> str:
+    nearest = nearest_layout(config, world, device)
+    if nearest is None:
+        return "no layout works there, take another number of nodes or another train.global_batch"
+    return f"set {keys_of(nearest, config.parallel)}"
+
+
+def _build_apart(config: RunConfig, world: int, show_progress: bool) -> dict[str, Any]:
+    """What `pretrain.meta_rank` says of the model under its layout."""
+    asked = json.dumps({"config": config.model_dump(mode="json"), "world": world, "progress": show_progress})
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", _MODULE]
+    answer = subprocess.run(command, input=asked, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    try:
+        built = json.loads(answer.stdout)
+    except ValueError:
+        raise LacunaError(f"the rehearsal's process ended with code {answer.returncode}") from None
+    if "error" in built:
+        raise LacunaError(f"{config.parallel.describe(world)} cannot be built: {built['error']}")
+    return dict(built)

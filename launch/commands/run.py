@@ -1,12 +1,17 @@
 """`lacuna train`, `plan`, `demo`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.commands.output import DryRun, Json, Overrides, human, print_json, print_table
+from launch.commands.output import DryRun, Json, Overrides, Set, human, print_json, print_table
+from runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from pretrain.config import RunConfig
+
+Device = Annotated[str, typer.Option(help="Device to plan or rehearse for: h200, h100, a100 or b200.")]
 Recipe = Annotated[str, typer.Argument(help="A shipped recipe or the path of a YAML file.")]
 
 
@@ -25,16 +30,25 @@ def train(
     until: Annotated[int | None, typer.Option(min=1, help="Stop after this step with a checkpoint.")] = None,
     resume_from: Annotated[str | None, typer.Option(help="Go on from step-N; later checkpoints are set aside.")] = None,
     prepare: Annotated[bool, typer.Option("--prepare", help="Write the run directory for torchrun or srun.")] = False,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="Build the layout without GPUs; train nothing.")] = False,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes to rehearse.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks a node, for --nodes.")] = 8,
+    device: Device = "h200",
+    sets: Set = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Train in the foreground. The same --run again continues it, under any layout and engine."""
-    from launch.recipe import load_recipe
+    config = _load(recipe, overrides, sets)
+    if rehearse or nodes is not None:
+        from launch.commands.rehearse import rehearse as build
+
+        build(config, _world(rehearse, nodes, gpus_per_node), device, json)
+        return
     from launch.train import check_before_start, go_back, prepare_only, resolve_paths, run_local
     from pretrain.plan import plan as make_plan
     from pretrain.run_directory import RunDirectory
 
-    config = load_recipe(recipe, overrides or [])
     directory = run or Path("runs") / config.name
     if dry_run:
         check_before_start(resolve_paths(config), RunDirectory(directory), processes)
@@ -55,15 +69,15 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Ranks to plan for.")] = None,
-    device: Annotated[str, typer.Option(help="Device to plan for: h200, h100, a100 or b200.")] = "h200",
+    device: Device = "h200",
     mfu: Annotated[float, typer.Option(help="Assumed share of the device's bf16 peak.")] = 0.4,
+    sets: Set = None,
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, time, checkpoints, memory per rank and valid layouts of a recipe; starts nothing."""
-    from launch.recipe import load_recipe
     from pretrain.plan import plan as make_plan
 
-    result = make_plan(load_recipe(recipe, overrides or []), gpus, device, mfu)
+    result = make_plan(_load(recipe, overrides, sets), gpus, device, mfu)
     print_json(result) if json else _print_plan(result)
 
 
@@ -74,6 +88,20 @@ def demo(
     from launch.demo import run_demo
 
     run_demo(out)
+
+
+def _load(recipe: str, overrides: list[str] | None, sets: list[str] | None) -> "RunConfig":
+    from launch.recipe import load_recipe
+
+    return load_recipe(recipe, [*(overrides or []), *(sets or [])])
+
+
+def _world(rehearse: bool, nodes: int | None, gpus_per_node: int) -> int:
+    if not rehearse:
+        raise UserError("--nodes is for --rehearse: add that, or say --processes N for ranks on this machine")
+    if nodes is None:
+        raise UserError("--rehearse needs the size of the cluster: give --nodes N")
+    return nodes * gpus_per_node
 
 
 def _print_plan(result: dict[str, Any]) -> None:
@@ -93,6 +121,8 @@ def _print_plan(result: dict[str, Any]) -> None:
         ),
         (f"memory, {world}", ", ".join(f"{k} {human(v, 'B')}" for k, v in memory.items())),
     ]
+    if len(result["stages"]) > 1:
+        rows.append(("layers by chunk", " ".join(result["stages"])))
     print_table((result["name"], ""), rows)
     flops = result["flops"]
     counted = [
