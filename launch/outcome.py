@@ -44,11 +44,11 @@ def _signal_name(number: int) -> str:
     return f"signal {number}"
 
 
-def record_outcome(directory: RunDirectory, failure: LacunaError | None, paused: bool) -> None:
-    """Note in `run.json` how the attempt ended: finished, paused (as --until asked), stopped or failed."""
+def record_outcome(directory: RunDirectory, attempt: int, failure: LacunaError | None, paused: bool) -> None:
+    """Note in `run.json` how an attempt ended: finished, paused (as --until asked), stopped or failed."""
     metadata: dict[str, Any] = read_json(directory.metadata)
     code = failure.exit_code if failure else 0
     outcome = {0: "paused" if paused else "finished", Requeue.exit_code: "stopped"}.get(code, "failed")
-    metadata["attempts"][-1] |= {"outcome": outcome, "exit_code": code}
+    metadata["attempts"][attempt] |= {"outcome": outcome, "exit_code": code}
     with suppress(OSError):  # a full disk must not hide what went wrong
         write_json(directory.metadata, metadata)

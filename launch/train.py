@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ from launch.workers import start_workers
 from parallel.checkpoint.catalogue import set_aside
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
+from runtime.deadline import STARTED
 from runtime.environment import RankInfo, describe_machine
 from runtime.errors import LacunaError, UserError
 from runtime.files import read_json, write_atomic, write_json
+from runtime.lease import Lease, LeaseConfig
 from runtime.signals import StopRequest
 
 
@@ -30,6 +31,7 @@ def check_before_start(config: RunConfig, directory: RunDirectory, processes: in
     from pretrain.session import build_objective, check_continues, run_identity
 
     config.micro_batches(processes)
+    _metadata(config, directory)
     reader = SampleReader(config.data, config.train.sequence_length, config.train.seed)
     for dataset in reader.datasets:
         dataset.open_tokenizer()
@@ -43,11 +45,7 @@ def prepare_run(config: RunConfig, directory: RunDirectory, processes: int) -> i
 
     Raises UserError if the directory cannot be written or its `run.json` is broken.
     """
-    metadata: dict[str, Any] = {"name": config.name, "attempts": []}
-    if directory.metadata.exists():
-        metadata = read_json(directory.metadata)
-        if not isinstance(metadata, dict) or not isinstance(metadata.get("attempts"), list):
-            raise UserError(f"{directory.metadata} has no list of attempts: restore it or move it away")
+    metadata = _metadata(config, directory)
     attempt = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "processes": processes,
@@ -63,6 +61,15 @@ def prepare_run(config: RunConfig, directory: RunDirectory, processes: int) -> i
     return len(metadata["attempts"]) - 1
 
 
+def _metadata(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    if not directory.metadata.exists():
+        return {"name": config.name, "attempts": []}
+    metadata = read_json(directory.metadata)
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("attempts"), list):
+        raise UserError(f"{directory.metadata} has no list of attempts: restore it or move it away")
+    return metadata
+
+
 def run_local(config: RunConfig, root: Path, processes: int, until: int | None = None) -> None:
     """Train in the foreground with `processes` ranks on this machine, shown to MLflow if tracking is enabled.
 
@@ -72,15 +79,17 @@ def run_local(config: RunConfig, root: Path, processes: int, until: int | None =
     directory = RunDirectory(root)
     with StopRequest() as stop:  # a signal must not find the process unprepared while it imports
         check_before_start(config, directory, processes)
-        with _owned(directory):
+        with _started(), leased(directory, config.lease) as lease:
             attempt = prepare_run(config, directory, processes)
             with _shown_to_mlflow(config, directory):
                 if processes == 1:
-                    failure = worker.main(str(root), until, RankInfo(), stop)
+                    with lease.kept(config.lease.heartbeat):
+                        failure = worker.main(str(root), until, RankInfo(), stop, lease)
                 else:
-                    codes = start_workers(directory, processes, until, stop)
+                    codes = start_workers(directory, processes, until, stop, lease.token)
                     failure = None if codes is None else attempt_failure(directory, attempt, processes, codes)
-                record_outcome(directory, failure, paused=until is not None and until < config.train.steps)
+                if lease.held():
+                    record_outcome(directory, attempt, failure, paused=until is not None and until < config.train.steps)
     if failure:
         raise failure
 
@@ -92,38 +101,40 @@ def prepare_only(config: RunConfig, root: Path, processes: int) -> None:
     """
     config, directory = resolve_paths(config), RunDirectory(root)
     check_before_start(config, directory, processes)
-    with _owned(directory):
+    with leased(directory, config.lease):
         prepare_run(config, directory, processes)
 
 
-def go_back(directory: RunDirectory, checkpoint: str) -> None:
+def go_back(directory: RunDirectory, checkpoint: str, lease: LeaseConfig) -> None:
     """Make `step-N` the newest checkpoint of a run; later ones are set aside, not removed. Raises UserError."""
     digits = checkpoint.removeprefix("step-")
     if not digits.isdecimal():
         raise UserError(f"--resume-from {checkpoint!r} is not step-N: see `lacuna checkpoint list {directory.root}`")
-    with _owned(directory):
+    with leased(directory, lease):
         set_aside(directory.checkpoints, int(digits))
 
 
 @contextmanager
-def _owned(directory: RunDirectory) -> Iterator[None]:
-    """Keep other launchers on this machine out of the run directory, which is made if need be."""
-    root = directory.root
+def leased(directory: RunDirectory, config: LeaseConfig) -> Iterator[Lease]:
+    """Hold the run directory, which is made if need be, against all other attempts. Raises UserError if one lives."""
+    lease = Lease.acquire(directory.root, config)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise _unwritable(root, error) from None
+        yield lease
+    finally:
+        lease.release()
+
+
+@contextmanager
+def _started() -> Iterator[None]:
+    """Let the time limit of all ranks count from now, unless somebody has set when it began."""
+    if STARTED in os.environ:
+        yield
+        return
+    os.environ[STARTED] = f"{time.time():.3f}"
     try:
-        with suppress(OSError):  # some cluster file systems have no locks
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                reason = f"{root} is being trained by another process: wait for it, or use another --run"
-                raise UserError(reason) from None
         yield
     finally:
-        os.close(lock)
+        del os.environ[STARTED]
 
 
 def _unwritable(root: Path, error: OSError) -> UserError:

@@ -7,30 +7,35 @@ import faulthandler
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from launch.fencing import LAUNCHER, fenced
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
+from runtime.deadline import Deadline, StopOrDeadline
 from runtime.environment import RankInfo
 from runtime.errors import LacunaError, Requeue, UserError, one_line
 from runtime.files import read_json, write_json
+from runtime.lease import Lease
 from runtime.logs import capture_warnings, configure_logs, log
+from runtime.machine import die_with_parent
 from runtime.progress import ProgressBar
 from runtime.settings import read_yaml
 from runtime.signals import STOP_SIGNALS, StopRequest
 
-LAUNCHER_TELLS = "LACUNA_LAUNCHER_TELLS"
-"""Set for workers whose errors a launcher tells; under plain torchrun or srun they tell them themselves."""
+_ELASTIC = "TORCHELASTIC_RUN_ID"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def main(run: str, until: int | None, rank: RankInfo, stop: StopRequest) -> LacunaError | None:
+def main(
+    run: str, until: int | None, rank: RankInfo, stop: StopRequest, lease: Lease | None = None
+) -> LacunaError | None:
     """Train as `rank` until a step, the end or a stop. Returns why it ended early, or None.
 
-    The reason stands in the attempt's failure file too, for a launcher in another process, and with a traceback
-    in the rank's log.
+    `lease` is the attempt's, if this process holds it already. The reason stands in the attempt's failure file too,
+    for a launcher in another process, and with a traceback in the rank's log.
     """
     directory = RunDirectory(Path(run))
     attempt = current_attempt(directory)
@@ -38,7 +43,7 @@ def main(run: str, until: int | None, rank: RankInfo, stop: StopRequest) -> Lacu
     capture_warnings()
     faulthandler.enable()
     try:
-        _train(directory, rank, attempt, until, stop)
+        _train(directory, rank, attempt, until, stop, lease)
     except Exception as error:
         log.debug("rank %d ends with an error", rank.rank, exc_info=True)
         failure = _as_failure(error, rank, directory.logs(attempt))
@@ -62,7 +67,14 @@ def current_attempt(directory: RunDirectory) -> int:
     return len(read_json(directory.metadata)["attempts"]) - 1
 
 
-def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | None, stop: StopRequest) -> None:
+def _train(
+    directory: RunDirectory,
+    rank: RankInfo,
+    attempt: int,
+    until: int | None,
+    stop: StopRequest,
+    lease: Lease | None,
+) -> None:
     from data_pipeline.dataset import SampleReader
     from parallel.mesh import Mesh, close_process_group
     from pretrain.build import build_engine
@@ -75,10 +87,9 @@ def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | N
     objective = build_objective(config, reader.manifests[0].tokenizer)
     mesh = Mesh.create(config.parallel, rank)
     engine = build_engine(config, mesh)
-    session = Session(config, directory, engine, reader, attempt)
-    start, guard = session.resume()
-    until = min(until or config.train.steps, config.train.steps)
     train_config = config.train
+    deadline = Deadline.of_attempt(train_config.time_limit, train_config.time_reserve)
+    until = min(until or train_config.steps, train_config.steps)
     feed = Feed(
         reader,
         objective,
@@ -89,7 +100,12 @@ def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | N
         mesh.context_rank,
         config.parallel.context,
     )
-    with session.opened(start), ProgressBar(config.name, until - start, visible=rank.is_first) as bar:
+    with ExitStack() as stack:
+        fence = stack.enter_context(fenced(directory, config.lease, mesh, lease))
+        session = Session(config, directory, engine, reader, attempt, fence, deadline)
+        start, guard = session.resume()
+        stack.enter_context(session.opened(start))
+        bar = stack.enter_context(ProgressBar(config.name, until - start, visible=rank.is_first))
 
         def report(step: int, values: dict[str, Any]) -> None:
             session.log_metrics(step, values)
@@ -98,17 +114,30 @@ def _train(directory: RunDirectory, rank: RankInfo, attempt: int, until: int | N
                 f"loss {values['train/loss']:.3f}  {values['perf/tokens_per_second']:,.0f} tokens/s",
             )
 
-        step, stopped = train(config, engine, feed, range(start, until), guard, session.hooks(report), stop)
-    mesh.barrier()  # an agent gives the others little time once one has ended
+        asked = StopOrDeadline(stop, deadline)
+        step, stopped = train(config, engine, feed, range(start, until), guard, session.hooks(report), asked)
+    requested = any(mesh.gather(bool(stop)))  # also a barrier: an agent gives the others little time once one has ended
     close_process_group()
     if stopped:
-        raise Requeue(
-            f"stopped at step {step} of {config.train.steps} on request; start again with the same --run to continue"
+        raise _stopped(step, start, config, requested)
+
+
+def _stopped(step: int, start: int, config: RunConfig, requested: bool) -> LacunaError:
+    where = f"stopped at step {step} of {config.train.steps}"
+    if requested:
+        return Requeue(f"{where} on request; start again with the same --run to continue")
+    if step == start:
+        return UserError(
+            f"{where}: the time limit leaves no time for a step and a save: "
+            f"give more time, or lower train.time_reserve={config.train.time_reserve:g}"
         )
+    return Requeue(f"{where} before the time limit; start again with the same --run to continue")
 
 
 def _as_process(arguments: list[str]) -> int:
     """`python -m launch.worker RUN [UNTIL]`, as a rank that torchrun or srun started."""
+    if _ELASTIC in os.environ:  # its agent starts workers from its main thread
+        die_with_parent(int(os.environ.get(LAUNCHER, os.getppid())))
     stop = StopRequest().install()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the launcher blocks them until they can be noted
     try:
@@ -118,7 +147,7 @@ def _as_process(arguments: list[str]) -> int:
         failure = error
     if failure is None:
         return 0
-    if LAUNCHER_TELLS not in os.environ:
+    if LAUNCHER not in os.environ:
         print(f"lacuna: {one_line(failure)}", file=sys.stderr)
     return failure.exit_code
 

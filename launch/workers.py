@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-from launch.worker import LAUNCHER_TELLS
+from launch.fencing import LAUNCHER, LAUNCHER_LEASE
 from pretrain.run_directory import RunDirectory
 from runtime.signals import STOP_SIGNALS, StopRequest
 
@@ -21,12 +21,12 @@ _SECONDS_TO_NOTICE = 0.1
 
 
 def start_workers(
-    directory: RunDirectory, processes: int, until: int | None, stop: StopRequest
+    directory: RunDirectory, processes: int, until: int | None, stop: StopRequest, token: int
 ) -> dict[int, int] | None:
     """One torchrun agent for this machine. Returns exit codes of the ranks that failed, or None if all is well.
 
-    A stop that `stop` notes is passed on to the workers, which save and end with the code of a requeue. Codes
-    are not known ({}) if it came before there were workers, or the agent itself was hung up.
+    The workers write under lease `token`. A stop that `stop` notes is passed on to them; they save and end with the
+    code of a requeue. Codes are not known ({}) if it came before there were workers, or the agent itself was hung up.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -49,7 +49,7 @@ def start_workers(
     if stop:
         return {}
     try:
-        with _workers_environment(processes), _stops_passed_on(stop, processes):
+        with _workers_environment(processes, token), _stops_passed_on(stop, processes):
             elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         return {rank: failure.exitcode for rank, failure in error.failures.items()}
@@ -90,9 +90,9 @@ def _stops_passed_on(stop: StopRequest, processes: int) -> Iterator[None]:
 
 
 @contextmanager
-def _workers_environment(processes: int) -> Iterator[None]:
-    """Share the cores among the workers, unless the user has said otherwise; and their errors are told here."""
-    wanted = {LAUNCHER_TELLS: "1"}
+def _workers_environment(processes: int, token: int) -> Iterator[None]:
+    """Share the cores among the workers, unless the user has said otherwise; and tell them whose they are."""
+    wanted = {LAUNCHER: str(os.getpid()), LAUNCHER_LEASE: str(token)}
     if "OMP_NUM_THREADS" not in os.environ:
         wanted["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
     os.environ |= wanted

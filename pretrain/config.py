@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from data_pipeline.config import DataConfig
 from parallel.engines.settings import AdamWSettings
@@ -12,7 +12,9 @@ from parallel.layout import ParallelConfig, check_divides
 from pretrain.guards import GuardConfig
 from pretrain.schedule import Schedule, WarmupStableDecay
 from pretrain.shape import ModelShape
+from runtime.deadline import duration
 from runtime.errors import UserError
+from runtime.lease import LeaseConfig
 from runtime.settings import Settings
 
 
@@ -66,7 +68,11 @@ class OptimizerConfig(AdamWSettings):
 
 
 class TrainConfig(Settings):
-    """Sizes of a step and of the run. `global_batch` and `micro_batch` count sequences."""
+    """Sizes of a step and of the run. `global_batch` and `micro_batch` count sequences.
+
+    `time_limit`: seconds (or a text such as `3h55m`) after which an attempt must have ended; `time_reserve` seconds of
+    them are kept free beyond what a step and a save take.
+    """
 
     steps: int = Field(gt=0)
     global_batch: int = Field(gt=0)
@@ -76,6 +82,8 @@ class TrainConfig(Settings):
     seed: int = Field(0, ge=0, lt=1 << 63)
     log_every: int = Field(1, gt=0)
     head_chunk: int = Field(2048, gt=0)
+    time_limit: Annotated[float, BeforeValidator(duration), Field(gt=0)] | None = None
+    time_reserve: Annotated[float, BeforeValidator(duration), Field(ge=0)] = 60.0
 
     @property
     def tokens_per_step(self) -> int:
@@ -116,6 +124,7 @@ class RunConfig(Settings):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     guard: GuardConfig = GuardConfig()
+    lease: LeaseConfig = LeaseConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,7 +18,6 @@ from pretrain.feed import Feed, StepBatch
 from pretrain.flops import hardware_flops_per_token, training_flops_per_token
 from pretrain.guards import Guard
 from runtime.errors import LacunaError
-from runtime.signals import StopRequest
 
 _SIGNED = 1 << 63
 
@@ -32,6 +31,14 @@ class Agreement:
     stop: bool
 
 
+class Stop(Protocol):
+    """True once this rank wants to stop; asked once a step."""
+
+    def __bool__(self) -> bool:
+        """Whether to stop."""
+        ...
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What the loop tells the outside: a line of metrics (every rank, same values), and when to save."""
@@ -41,7 +48,7 @@ class Hooks:
 
 
 def train(
-    config: RunConfig, engine: Engine, feed: Feed, span: range, guard: Guard, hooks: Hooks, stop: StopRequest
+    config: RunConfig, engine: Engine, feed: Feed, span: range, guard: Guard, hooks: Hooks, stop: Stop
 ) -> tuple[int, bool]:
     """Take the steps of `span` (counted from 0). Returns how many steps the run has and whether a stop was asked for.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,10 @@ from pretrain.objectives.masked import MaskedSamples
 from pretrain.objectives.noise import NoiseSource
 from pretrain.run_directory import RunDirectory
 from pretrain.tracking.spool import Spool
+from runtime.deadline import Deadline
 from runtime.errors import UserError
 from runtime.files import digest_bytes
+from runtime.lease import Fence
 from runtime.logs import log
 
 
@@ -88,11 +91,18 @@ class Session:
     """Resumes, logs and saves one attempt of a run on one rank."""
 
     def __init__(
-        self, config: RunConfig, directory: RunDirectory, engine: Engine, data: DataIdentity, attempt: int
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        engine: Engine,
+        data: DataIdentity,
+        attempt: int,
+        fence: Fence,
+        deadline: Deadline,
     ) -> None:
         self._config, self._directory, self._engine = config, directory, engine
         self._identity = run_identity(config, data.digest)
-        self._attempt = attempt
+        self._attempt, self._fence, self._deadline = attempt, fence, deadline
         self._layout = config.parallel.describe(engine.mesh.world)
         self._spool: Spool | None = None
 
@@ -115,6 +125,7 @@ class Session:
     def opened(self, start: int) -> Iterator[None]:
         """Keep the metrics spool open on rank 0; lines after `start` belong to lost work and are dropped."""
         if self._engine.mesh.rank == 0:
+            self._fence.check()
             self._spool = Spool(self._directory.metrics, resume_step=start)
         try:
             yield
@@ -124,8 +135,9 @@ class Session:
                 self._spool = None
 
     def log_metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Append a line to `metrics.jsonl` (rank 0)."""
+        """Append a line to `metrics.jsonl` (rank 0). Raises LeaseLost if the run is no longer this attempt's."""
         if self._spool is not None:
+            self._fence.check()
             self._spool.write(step, {**values, "run/layout": self._layout, "run/attempt": self._attempt})
 
     def hooks(self, report: Callable[[int, dict[str, Any]], None]) -> Hooks:
@@ -134,6 +146,7 @@ class Session:
 
     def save(self, step: int, guard: Guard) -> None:
         """Publish a checkpoint and retire surplus ones."""
+        began = time.monotonic()
         train = self._config.train
         progress = Progress(
             step=step,
@@ -149,7 +162,8 @@ class Session:
             },
             loop=guard.state(),
         )
-        path = save_checkpoint(self._directory.checkpoints, self._engine, progress)
+        path = save_checkpoint(self._directory.checkpoints, self._engine, progress, fence=self._fence)
         log.debug("saved %s", path)
         if self._engine.mesh.rank == 0:
             prune_checkpoints(self._directory.checkpoints, self._config.checkpoint.keep)
+        self._deadline.note_save(time.monotonic() - began)

@@ -1,9 +1,11 @@
 """Files that are either whole or absent: atomic writes, published directories, digests."""
 
 import errno
+import glob
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     fsync_directory(path.parent)
 
 
+def remove_temporaries(path: Path) -> None:
+    """Remove what killed calls of `write_atomic` have left beside `path`. For its only writer."""
+    for staging in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        staging.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -81,14 +89,16 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as JSON ({error}): restore or rebuild it") from None
 
 
-def publish_directory(staging: Path, final: Path) -> None:
+def publish_directory(staging: Path, final: Path, check: Callable[[], None] = lambda: None) -> None:
     """Rename a finished `staging` directory to `final` and make the rename durable.
 
-    Raises UserError if `final` exists: published directories are never overwritten.
+    `check` is called right before the rename; what it raises goes through. Raises UserError if `final` exists:
+    published directories are never overwritten.
     """
     if final.exists():
         raise UserError(f"{final} exists already: published directories are never overwritten, move it away")
     fsync_directory(staging)
+    check()
     os.rename(staging, final)
     fsync_directory(final.parent)
 

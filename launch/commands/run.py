@@ -29,6 +29,9 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Run directory; the same one again continues the run.")] = None,
     until: Annotated[int | None, typer.Option(min=1, help="Stop after this step with a checkpoint.")] = None,
     resume_from: Annotated[str | None, typer.Option(help="Go on from step-N; later checkpoints are set aside.")] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Save and end with code 75 within this time, such as 3h55m.")
+    ] = None,
     prepare: Annotated[bool, typer.Option("--prepare", help="Write the run directory for torchrun or srun.")] = False,
     rehearse: Annotated[bool, typer.Option("--rehearse", help="Build the layout without GPUs; train nothing.")] = False,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes to rehearse.")] = None,
@@ -39,7 +42,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Train in the foreground. The same --run again continues it, under any layout and engine."""
-    config = _load(recipe, overrides, sets)
+    limit = [] if time_limit is None else [f"train.time_limit={time_limit}"]
+    config = _load(recipe, [*(overrides or []), *limit], sets)
     if rehearse or nodes is not None:
         from launch.commands.rehearse import rehearse as build
 
@@ -56,7 +60,7 @@ def train(
         print_json(summary) if json else _print_plan(summary)
         return
     if resume_from is not None:
-        go_back(RunDirectory(directory), resume_from)
+        go_back(RunDirectory(directory), resume_from, config.lease)
     if prepare:
         prepare_only(config, directory, processes)
     else:

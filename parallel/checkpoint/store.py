@@ -6,6 +6,7 @@ A checkpoint is staged, hashed as it is written, made durable, agreed on by all 
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,15 @@ from parallel.engines.base import KINDS, Engine
 from parallel.logical import Extent, Rectangle
 from parallel.mesh import Mesh
 from runtime.errors import UserError, one_line
-from runtime.files import fsync_directory, mend_of, publish_directory, remove_tree, write_atomic
+from runtime.files import (
+    fsync_directory,
+    mend_of,
+    publish_directory,
+    remove_temporaries,
+    remove_tree,
+    write_atomic,
+)
+from runtime.lease import Fence, LeaseLost
 
 LATEST = "LATEST"
 T = TypeVar("T")
@@ -70,9 +79,20 @@ def step_directory(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def staging_directory(root: Path, step: int) -> Path:
-    """Where the checkpoint of `step` is written before it is published."""
-    return root / f".{step_directory(root, step).name}.staging"
+def staging_directory(root: Path, step: int, token: int = 0) -> Path:
+    """Where the holder of lease `token` writes the checkpoint of `step` before it is published.
+
+    An orphan of an earlier attempt that wakes up in the middle of a save has another one.
+    """
+    return root / f".{step_directory(root, step).name}.{token}.staging"
+
+
+def sweep(root: Path) -> None:
+    """Remove what saves and removals that did not come to their end have left. For the holder of the run only."""
+    for path in root.glob(".step-*"):
+        if path.name.endswith((".staging", ".removed")):
+            shutil.rmtree(path, ignore_errors=True)
+    remove_temporaries(root / LATEST)
 
 
 def written_pieces(engine: Engine) -> list[Piece]:
@@ -111,10 +131,13 @@ def build_manifest(progress: Progress, shards: Sequence[Shard], chunk_bytes: int
     return manifest
 
 
-def publish_checkpoint(staging: Path, final: Path, manifest: CheckpointManifest) -> None:
-    """Add the manifest to the durable files in `staging` and rename it to `final`. Raises OSError or UserError."""
+def publish_checkpoint(staging: Path, final: Path, manifest: CheckpointManifest, fence: Fence | None = None) -> None:
+    """Add the manifest to the durable files in `staging` and rename it to `final`.
+
+    Raises OSError or UserError, and LeaseLost if the run is another attempt's by then.
+    """
     manifest.write(staging)
-    publish_directory(staging, final)
+    publish_directory(staging, final, (fence or Fence()).check)
     write_atomic(final.parent / LATEST, final.name + "\n")
     fsync_directory(final.parent)
 
@@ -123,17 +146,23 @@ class SaveError(UserError):
     """A checkpoint that was not saved; the earlier ones are intact."""
 
 
-def save_checkpoint(root: Path, engine: Engine, progress: Progress, chunk_bytes: int = CHUNK_BYTES) -> Path:
+def save_checkpoint(
+    root: Path, engine: Engine, progress: Progress, chunk_bytes: int = CHUNK_BYTES, fence: Fence | None = None
+) -> Path:
     """Write and publish a checkpoint; every rank calls this.
 
     Returns the published directory. Raises SaveError on all ranks if any rank could not write (a full disk,
-    say); nothing is then published and earlier checkpoints are untouched.
+    say), LeaseLost on all ranks if the run is no longer this attempt's; nothing is then published and earlier
+    checkpoints are untouched.
     """
-    mesh, final, staging = engine.mesh, step_directory(root, progress.step), staging_directory(root, progress.step)
+    fence = fence or Fence()
+    mesh, final = engine.mesh, step_directory(root, progress.step)
+    staging = staging_directory(root, progress.step, fence.token)
 
     def make() -> None:
+        fence.check()
         root.mkdir(parents=True, exist_ok=True)
-        remove_tree(staging)
+        sweep(root)
         staging.mkdir()
 
     def write() -> Shard:
@@ -141,32 +170,40 @@ def save_checkpoint(root: Path, engine: Engine, progress: Progress, chunk_bytes:
         return write_shard(path, written_pieces(engine), engine.logical_shapes(), chunk_bytes)
 
     def publish() -> None:
-        publish_checkpoint(staging, final, build_manifest(progress, shards, chunk_bytes))
+        publish_checkpoint(staging, final, build_manifest(progress, shards, chunk_bytes), fence)
 
     try:
         _on_all(mesh, f"make {staging}", make if mesh.rank == 0 else None)
         shards = _on_all(mesh, f"write {staging}", write)
         _on_all(mesh, f"publish {final}", publish if mesh.rank == 0 else None)
-    except SaveError as error:
+    except (SaveError, LeaseLost) as error:
         if mesh.rank == 0:
             remove_tree(staging)
+        if isinstance(error, LeaseLost):
+            raise
         raise SaveError(f"checkpoint of step {progress.step} not saved: {error}, earlier ones are intact") from None
     return final
 
 
 def _on_all(mesh: Mesh, what: str, action: Callable[[], T] | None) -> list[T]:
-    """What `action` returned on each rank. Raises SaveError on all ranks if it failed on any."""
+    """What `action` returned on each rank. Raises SaveError or LeaseLost on all ranks if it failed on any."""
     failure, result = "", None
+    lost: LeaseLost | None = None
     try:
         result = action() if action else None
     except OSError as error:
         failure = f"rank {mesh.rank} could not {what}: {one_line(error)}; {mend_of(error)}"
     except UserError as error:
         failure = f"rank {mesh.rank} could not {what}: {one_line(error)}"
-    outcomes = mesh.gather((failure, result))
-    if failures := [failure for failure, _ in outcomes if failure]:
-        raise SaveError(failures[0])
-    return [result for _, result in outcomes]
+    except LeaseLost as error:
+        lost = error
+    outcomes = mesh.gather((lost, failure, result))
+    for lost, failure, _ in outcomes:
+        if lost is not None:
+            raise lost
+        if failure:
+            raise SaveError(failure)
+    return [result for _, _, result in outcomes]
 
 
 def load_checkpoint(directory: Path, engine: Engine, identity: dict[str, Any]) -> CheckpointManifest:

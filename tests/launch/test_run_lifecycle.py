@@ -5,13 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -22,9 +20,9 @@ from pretrain.tracking.spool import read_metrics
 from runtime.settings import read_yaml
 from tests.support.command_line import ENVIRONMENT, LACUNA, contents, lacuna, refusal, succeeded
 from tests.support.damage import flip_bit
+from tests.support.launched import ENDLESS, Launched
 
 Here = Callable[..., "CompletedProcess[str]"]
-ENDLESS = ["train.steps=1000000", "checkpoint.every=1000000"]
 
 
 def _steps(run: Path) -> list[int]:
@@ -42,34 +40,6 @@ def _checkpoints(run: Path) -> list[int]:
 def _attempts(run: Path) -> list[dict[str, Any]]:
     attempts: list[dict[str, Any]] = json.loads((run / "run.json").read_text())["attempts"]
     return attempts
-
-
-class _Launched:
-    """`lacuna train` under way, past its second step unless it is wanted `at_birth` of its first worker."""
-
-    def __init__(self, recipe: Path, run: Path, *options: str, at_birth: bool = False) -> None:
-        command = [*LACUNA, "train", str(recipe), "--run", str(run), *options, *ENDLESS]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
-        )
-        metrics, give_up = run / "metrics.jsonl", time.monotonic() + 200
-        while not (self.workers() if at_birth else metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
-            assert self.process.poll() is None, self.process.communicate()[1]
-            assert time.monotonic() < give_up
-            time.sleep(0.01)
-
-    def workers(self) -> dict[int, psutil.Process]:
-        """The processes of the ranks, by rank."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return {int(p.environ()["RANK"]): p for p in below if "launch.worker" in p.cmdline()}
-
-    def end(self) -> "CompletedProcess[str]":
-        """Wait for the end, after which no process may be left."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        out, err = self.process.communicate(timeout=120)
-        psutil.wait_procs(below, timeout=10)
-        assert not [p for p in below if p.is_running()]
-        return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
 
 
 def test_a_damaged_newest_checkpoint_and_the_way_out(here: Here, recipe: Path, run: Path, tmp_path: Path) -> None:
@@ -106,7 +76,7 @@ def _stopped_at(result: "CompletedProcess[str]", run: Path) -> int:
 
 def test_sigterm_to_a_single_process_saves_and_the_run_completes(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    launched = _Launched(recipe, run)
+    launched = Launched(recipe, run)
     launched.process.send_signal(signal.SIGTERM)
     step = _stopped_at(launched.end(), run)
     succeeded(lacuna("train", recipe, "--run", run, f"train.steps={step + 2}"))
@@ -120,7 +90,7 @@ def test_sigusr2_to_the_launcher_of_two_processes_and_on_under_plain_torchrun(
 ) -> None:
     """Slurm's warning signal reaches the workers; the same worker runs without our launcher."""
     run = tmp_path / "run"
-    launched = _Launched(recipe, run, "--processes", "2")
+    launched = Launched(recipe, run, "--processes", "2")
     assert "is being trained by another process" in refusal(here("train", recipe, "--run", run, *ENDLESS))
     launched.process.send_signal(signal.SIGUSR2)
     step = _stopped_at(launched.end(), run)
@@ -134,7 +104,7 @@ def test_sigusr2_to_the_launcher_of_two_processes_and_on_under_plain_torchrun(
 
 def test_sigterm_at_the_birth_of_the_workers(recipe: Path, tmp_path: Path) -> None:
     """A worker that died of it would be waited for by the other."""
-    launched = _Launched(recipe, tmp_path / "run", "--processes", "2", at_birth=True)
+    launched = Launched(recipe, tmp_path / "run", "--processes", "2", at_birth=True)
     launched.process.send_signal(signal.SIGTERM)
     result = launched.end()
     assert result.returncode == 75, result.stderr
@@ -144,11 +114,11 @@ def test_sigterm_at_the_birth_of_the_workers(recipe: Path, tmp_path: Path) -> No
 
 def test_sigterm_and_then_a_killed_rank(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    launched = _Launched(recipe, run, "--processes", "2")
+    launched = Launched(recipe, run, "--processes", "2")
     launched.process.send_signal(signal.SIGTERM)
     step = _stopped_at(launched.end(), run)
     os.truncate(run / "metrics.jsonl", 0)  # so that the next launch is waited for
-    launched = _Launched(recipe, run, "--processes", "2")
+    launched = Launched(recipe, run, "--processes", "2")
     launched.workers()[1].kill()
     result = launched.end()
     assert result.returncode == 1

@@ -13,11 +13,12 @@ LACUNA = [sys.executable, "-m", "launch.cli"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def lacuna(*arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run `lacuna ARGUMENTS…` to its end."""
+def lacuna(*arguments: str | Path, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `lacuna ARGUMENTS…` to its end, with further environment variables."""
     command = [*LACUNA, *map(str, arguments)]
+    environment = ENVIRONMENT | variables
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=timeout, env=ENVIRONMENT, stdin=subprocess.DEVNULL
+        command, capture_output=True, text=True, check=False, timeout=timeout, env=environment, stdin=subprocess.DEVNULL
     )
 
 
