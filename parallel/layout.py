@@ -13,6 +13,7 @@ class ParallelConfig(Settings):
 
     `zero`: 0 replicates the optimizer; 1, 2, 3 shard its state, also gradients, also weights over data-parallel
     ranks (ZeRO stages). `sequence`: activations between tensor-parallel layers are cut along the sequence.
+    `context_exchange`: keys and values are gathered over context ranks, or travel round them (`ring`).
     `recompute`: which activations are computed again in the backward pass instead of kept (`selective`: inside
     attention). `overlap`: reduce gradients and gather parameters while computing. `offload`: keep optimizer state,
     or parameters too, in host memory.
@@ -23,6 +24,7 @@ class ParallelConfig(Settings):
     pipeline: int = Field(1, ge=1)
     virtual_pipeline: int = Field(1, ge=1)
     context: int = Field(1, ge=1)
+    context_exchange: Literal["gather", "ring"] = "gather"
     sequence: bool = False
     zero: int = Field(1, ge=0, le=3)
     recompute: Literal["none", "selective", "full"] = "none"
@@ -38,6 +40,11 @@ class ParallelConfig(Settings):
         if self.virtual_pipeline > 1 and self.pipeline == 1:
             raise ValueError(
                 "parallel.virtual_pipeline needs stages: set parallel.pipeline above 1 or parallel.virtual_pipeline=1"
+            )
+        if self.context_exchange == "ring" and self.context == 1:
+            raise ValueError(
+                "parallel.context_exchange=ring needs context ranks: set parallel.context_exchange=gather"
+                + (" or parallel.context above 1" if self.engine == "megatron" else "")
             )
         if self.engine == "megatron":
             self._megatron_can()
@@ -120,7 +127,7 @@ class ParallelConfig(Settings):
             ("cp", self.context), ("dp", self.data_size(world)),
         ]  # fmt: skip
         cut = [f"{name}{size}" for name, size in axes if size > 1] or ["single"]
-        extra = ["sp"] if self.sequence else []
+        extra = ["sp"] * self.sequence + ["ring"] * (self.context_exchange == "ring")
         return " ".join([self.engine, *cut, *extra, f"zero{self.zero}"])
 
 

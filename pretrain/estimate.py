@@ -150,7 +150,7 @@ def _activations_per_token(config: RunConfig, layout: ParallelConfig) -> int:
     if layout.recompute == "full":
         return shape.width // along_sequence
     queries, keys = shape.heads * shape.head_width, 2 * shape.kv_heads * shape.head_width
-    gathered = keys * (layout.context - 1)
+    gathered = keys * (layout.context - 1) if layout.context_exchange == "gather" else 0
     cut = (3 * shape.ffn + 2 * queries + keys + gathered) // layout.tensor
     return cut + 6 * shape.width // along_sequence
 
@@ -160,8 +160,9 @@ def traffic(config: RunConfig, layout: ParallelConfig, world: int) -> Traffic:
 
     Tensor: two all-reduces forward and two backward a layer (with sequence parallelism the same bytes as gathers and
     scatters, and one more gather in the backward pass of each column-parallel layer). Context: keys and values
-    gathered forward, their gradients scattered backward. Data: gradients reduced in fp32 and weights gathered.
-    Pipeline: activations forward, gradients backward, between chunks.
+    gathered forward, their gradients scattered backward; in a ring keys and values travel forward and again backward,
+    their gradients in fp32 backward; recomputation sends once more what the forward pass does. Data: gradients
+    reduced in fp32 and weights gathered. Pipeline: activations forward, gradients backward, between chunks.
     """
     train, shape = config.train, config.model
     element = 2 if train.precision == "bf16" else _FP32
@@ -173,6 +174,9 @@ def traffic(config: RunConfig, layout: ParallelConfig, world: int) -> Traffic:
     around_tensor = 2 * (layout.tensor - 1) / layout.tensor
     reductions = 4 * (1.25 if layout.sequence else 1.0) + (2 if layout.recompute == "full" else 0)
     keys = 2 * tokens * shape.kv_heads * shape.head_width // layout.tensor * element
+    ring = layout.context_exchange == "ring"
+    again = layout.recompute == "full" or (layout.recompute == "selective" and not ring)
+    exchanged = keys * (2 + again + (_FP32 / element if ring else 0))
     parameters = max(parameters_per_rank(config, layout))
     share = (data - 1) / data
     gathers = 2 if layout.zero == 3 else 1
@@ -181,7 +185,7 @@ def traffic(config: RunConfig, layout: ParallelConfig, world: int) -> Traffic:
         pipeline=2 * micro_batches * layout.virtual_pipeline * hidden / (layout.tensor if layout.sequence else 1)
         if layout.pipeline > 1
         else 0.0,
-        context=layers * micro_batches * 2 * keys * (layout.context - 1),
+        context=layers * micro_batches * exchanged * (layout.context - 1),
         data=parameters * share * (_FP32 + element * gathers),
     )
 

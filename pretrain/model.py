@@ -17,10 +17,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from parallel.context import gather_sequence, local_positions
+from parallel.context import ContextPeers, gather_sequence, local_positions
 from parallel.engines.base import LEVEL_BINS, STATISTICS
 from parallel.layers import Embedding, RMSNorm, VocabularyHead, column_linear, row_linear
 from parallel.mesh import Mesh
+from parallel.ring import ring_attention
 from parallel.stages import Stage
 from pretrain.batch import MicroBatch
 from pretrain.shape import ModelShape
@@ -50,7 +51,8 @@ class Attention(nn.Module):
         self._heads, self._kv_heads, self._head_width = shape.heads // ranks, shape.kv_heads // ranks, head
         self._causal = causal
         self._mesh = mesh
-        self._recompute = mesh.layout.recompute == "selective"
+        self._ring = mesh.layout.context_exchange == "ring"
+        self._recompute = mesh.layout.recompute == "selective" and not self._ring  # a ring keeps no scores anyway
         parts = {
             f"{name}.query": shape.heads * head,
             f"{name}.key": shape.kv_heads * head,
@@ -62,7 +64,7 @@ class Attention(nn.Module):
     def forward(
         self, x_SBD: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """[S, B, D] → [S, B, D]; `mask` as `attention_mask` gives it."""
+        """[S, B, D] → [S, B, D]; `mask` as `attention_mask` gives it, for the ring exchange logical lengths [B]."""
         n, k, h = self._heads, self._kv_heads, self._head_width
         fused = self.qkv(x_SBD)
         s, b, _ = fused.shape
@@ -75,6 +77,8 @@ class Attention(nn.Module):
     def _attend(
         self, q_SBNH: torch.Tensor, k_SBKH: torch.Tensor, v_SBKH: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
+        if self._ring:
+            return ring_attention(ContextPeers(self._mesh), q_SBNH, k_SBKH, v_SBKH, self._causal, mask).flatten(2)
         k_SBKH, v_SBKH = gather_sequence(self._mesh, k_SBKH), gather_sequence(self._mesh, v_SBKH)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q_SBNH, k_SBKH, v_SBKH))
         mixed = F.scaled_dot_product_attention(
@@ -156,7 +160,10 @@ class Transformer(nn.Module):
     def _hidden(self, ids_BS: torch.Tensor, lengths_B: torch.Tensor | None) -> torch.Tensor:
         positions = local_positions(self._mesh, ids_BS.shape[1], ids_BS.device)
         table = rotary_table(positions, self.shape.head_width, self.shape.rope_theta)
-        mask = attention_mask(positions, self._mesh.layout.context, self.causal, lengths_B)
+        if self._mesh.layout.context_exchange == "ring":
+            mask = lengths_B
+        else:
+            mask = attention_mask(positions, self._mesh.layout.context, self.causal, lengths_B)
         x_SBD = self.embedding(ids_BS) if self.stage.embeds else self.input_SBD
         assert x_SBD is not None, "a stage without the embedding needs the activations of the one before"
         for block in self.blocks:

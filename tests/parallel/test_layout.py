@@ -17,6 +17,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "pipeline": (1, 2),
     "virtual_pipeline": (1, 2),
     "context": (1, 2),
+    "context_exchange": ("gather", "ring"),
     "sequence": (False, True),
     "zero": (0, 1, 2, 3),
     "overlap": (False, True),
@@ -39,6 +40,8 @@ def refused_keys(v: dict[str, Any]) -> set[str]:
     keys = set()
     if v["sequence"] and (v["tensor"] == 1 or v["engine"] == "deepspeed"):
         keys.add("sequence")
+    if v["context_exchange"] == "ring" and v["context"] == 1:
+        keys.add("context_exchange")
     if v["virtual_pipeline"] > 1 and v["pipeline"] == 1:
         keys.add("virtual_pipeline")
     if v["engine"] == "megatron":
@@ -109,6 +112,7 @@ def test_every_offered_mend_answers_its_complaint_and_mends_lead_to_a_valid_layo
         ({"zero": -1}, "zero"),
         ({"engine": "fsdp"}, "engine"),
         ({"recompute": "some"}, "recompute"),
+        ({"context_exchange": "star"}, "context_exchange"),
         ({"offload": "disk"}, "offload"),
         ({"sequence": "perhaps"}, "sequence"),
         ({"tensors": 2}, "unknown key 'tensors' .did you mean 'tensor'"),
@@ -174,6 +178,7 @@ def test_padded_vocabulary_is_the_next_multiple() -> None:
             16,
             "megatron tp2 pp2 v3 cp2 dp2 sp zero1",
         ),
+        ({"context": 2, "context_exchange": "ring"}, 2, "megatron cp2 ring zero1"),
         ({"engine": "deepspeed", "zero": 3}, 2, "deepspeed dp2 zero3"),
     ],
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from tests.integration.test_grid import COVER, EDGE, HALF, LONG, OPTIONS
+from tests.integration.test_grid import COVER, SPECIAL
 from tests.support.compare import Distance, distance
 from tests.support.grid import Case, all_cases, run_cases
 
@@ -56,8 +56,7 @@ def main() -> None:
     parser.add_argument("--cases", choices=("all", "cover"), default="all")
     parser.add_argument("--page", type=Path, default=Path("docs/parallelism.md"))
     options = parser.parse_args()
-    special = [*LONG, *EDGE, *OPTIONS, *HALF]
-    cases = [*special, *(all_cases() if options.cases == "all" else COVER)]
+    cases = [*SPECIAL, *(all_cases() if options.cases == "all" else COVER)]
     rows = list(prove(cases, Path("runs") / "grid"))
     text = options.page.read_text()
     before, rest = text.split(BEGIN)

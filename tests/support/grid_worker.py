@@ -13,6 +13,7 @@ import torch
 
 from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from parallel.engines.base import Engine
+from parallel.logical import logical_parameters
 from parallel.mesh import Mesh, close_process_group
 from pretrain.build import build_engine
 from pretrain.loop import agree, learning_rate
@@ -40,7 +41,7 @@ def run_case(case: Case, directory: Path, rank: RankInfo) -> dict[str, Any]:
             saved[done] = save_checkpoint(directory, engine, progress)
 
     result: dict[str, Any] = dict(take_steps(case, engine, range(case.steps), save))
-    result |= {"first": str(saved[1]), "last": str(saved[case.steps]), "replicas_equal": replicas_equal(engine)}
+    result |= {"first": str(saved[1]), "last": str(saved[case.steps]), "replicas": replicas(engine)}
     if case.resumed:
         again = build_engine(case.config(), mesh)
         load_checkpoint(saved[middle], again, {})
@@ -67,19 +68,41 @@ def take_steps(case: Case, engine: Engine, span: range, after: Callable[[int], N
     return curves
 
 
-def replicas_equal(engine: Engine) -> bool:
-    """Whether every rank that holds the same piece of a weight or moment holds the same bits."""
-    mine = {
-        f"{piece.kind} {block.name} {block.offset} {piece.start}+{piece.values.numel()}": digest_bytes(
-            piece.values.numpy().tobytes()
-        )
+def replicas(engine: Engine) -> dict[str, list[Any]]:
+    """Who holds the same piece of the model: names of pieces whose bits differ, and on how many ranks pieces stand.
+
+    `weight_copies`: weights as the model computes with them, none of which stand whole under ZeRO-3. `state_copies`:
+    float32 masters and Adam moments; the moments are sums of gradients, so equal ones had equal gradients.
+    """
+    digests: dict[str, list[str]] = {}
+    for held in engine.mesh.gather(_digests(engine)):
+        for piece, digest in held.items():
+            digests.setdefault(piece, []).append(digest)
+    copies = {
+        side: sorted({len(found) for piece, found in digests.items() if (piece.split()[0] == "used") == used})
+        for side, used in (("weight_copies", True), ("state_copies", False))
+    }
+    return {"differing": sorted(piece for piece, found in digests.items() if len(set(found)) > 1), **copies}
+
+
+def _digests(engine: Engine) -> dict[str, str]:
+    """Digest of every piece of weights and state that this rank holds, by what it is a piece of."""
+    found = {
+        f"{piece.kind} {block.name} {block.offset} {piece.start}+{piece.values.numel()}": _digest(piece.values)
         for piece in engine.fragments()
         for block in piece.blocks
     }
-    seen: dict[str, str] = {}
-    return all(
-        seen.setdefault(key, digest) == digest for ranks in engine.mesh.gather(mine) for key, digest in ranks.items()
-    )
+    for wrapped in getattr(engine, "_wrapped", []) if getattr(engine, "_sharded", False) else []:
+        wrapped.start_param_sync(force_sync=True)  # with overlap the next step would gather them
+    models = getattr(engine, "_models", None) or [engine._model]  # type: ignore[attr-defined]
+    for parameter, blocks in (held for model in models for held in logical_parameters(model)):
+        if not hasattr(parameter, "ds_id"):  # ZeRO-3 keeps no whole weight
+            found |= {f"used {block.name} {block.offset}": _digest(parameter[block.box.slices]) for block in blocks}
+    return found
+
+
+def _digest(values: torch.Tensor) -> str:
+    return digest_bytes(values.detach().contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def main(plan: Path) -> None:
