@@ -9,7 +9,7 @@ import ctypes
 import functools
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -47,15 +47,16 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     return build
 
 
-def _nothing(*_args: object, **_kwargs: object) -> None:
-    return None
+def _nothing() -> Callable[..., None]:
+    """A new function that does nothing: dynamo's tables refuse one object under two names of torch."""
+    return lambda *_args, **_kwargs: None
 
 
 def install() -> bool:
     """Patch torch for megatron-core if this machine has no CUDA. Returns whether the patch is active.
 
     torch.compile is switched off with it: megatron decorates small functions with it, 40 s of compilation on a CPU
-    and no gain.
+    and no gain. `compilation` lets what is compiled on purpose through.
     """
     if torch.cuda.is_available():
         return False
@@ -82,6 +83,18 @@ def install() -> bool:
     return True
 
 
+@contextlib.contextmanager
+def compilation() -> Iterator[None]:
+    """Within it, torch.compile compiles, also where `install` has switched it off for what it decorates later."""
+    switched_off = os.environ.pop("TORCHDYNAMO_DISABLE", None)
+    torch._dynamo.config.disable = False
+    try:
+        yield
+    finally:
+        if switched_off is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = switched_off
+
+
 def _keep_freed_memory() -> None:
     """Have glibc keep freed activations for the next step instead of giving their pages back to the kernel.
 
@@ -96,12 +109,13 @@ def _keep_freed_memory() -> None:
 def _patch_cuda_namespace(cuda: Any) -> None:
     cuda._lacuna_cpu = True
     cuda.current_device = lambda: _CPU
-    cuda.synchronize = cuda.set_device = cuda.empty_cache = _nothing
-    cuda.nvtx.range_push = cuda.nvtx.range_pop = _nothing
-    stream = types.SimpleNamespace(
-        wait_stream=_nothing, synchronize=_nothing, wait_event=_nothing, record_event=_nothing
-    )
-    cuda.current_stream = cuda.default_stream = lambda *_args: stream
+    for name in ("synchronize", "set_device", "empty_cache"):
+        setattr(cuda, name, _nothing())
+    cuda.nvtx.range_push, cuda.nvtx.range_pop = _nothing(), _nothing()
+    idle = ("wait_stream", "synchronize", "wait_event", "record_event")
+    stream = types.SimpleNamespace(**{name: _nothing() for name in idle})
+    cuda.current_stream = lambda *_args: stream
+    cuda.default_stream = lambda *_args: stream
     cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()
-    cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    cuda.set_rng_state = cuda.random.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
     cuda.manual_seed = torch.default_generator.manual_seed

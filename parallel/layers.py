@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from parallel.layout import padded_vocabulary
+from parallel.layout import chunk_rows, padded_vocabulary
 from parallel.logical import Block, Rectangle, annotate, rows_block, whole_block
 from parallel.mesh import Mesh
 from parallel.vocab_loss import chunked_vocab_loss
@@ -175,10 +175,10 @@ def _megatron_row(config: Any, inputs: int, outputs: int) -> _FirstOutput:
 class VocabularyHead(nn.Module):
     """Output projection, cut by vocabulary, with the loss on the rows that count (`parallel.vocab_loss`)."""
 
-    def __init__(self, mesh: Mesh, name: str, vocabulary: int, width: int, chunk_rows: int) -> None:
+    def __init__(self, mesh: Mesh, name: str, vocabulary: int, width: int, head_chunk: int) -> None:
         super().__init__()
         self._mesh = mesh
-        self._chunk_rows = chunk_rows
+        self._head_chunk = head_chunk
         rows = padded_vocabulary(vocabulary, mesh.layout.tensor) // mesh.layout.tensor
         self.weight = nn.Parameter(torch.empty(rows, width))
         self._local_vocabulary = annotate_vocabulary(self.weight, mesh, name, vocabulary, width)
@@ -188,6 +188,9 @@ class VocabularyHead(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted loss sum (nats, scalar) and cross-entropy per row [R]; `rows_R` index the flattened [S, B]."""
         layout = self._mesh.layout
+        # all positions of the micro-batch, so that the chunk does not depend on how many rows count
+        positions = x_SBD.shape[0] * x_SBD.shape[1] * (layout.tensor if layout.sequence else 1)
+        chunk = chunk_rows(self._head_chunk, positions)
         if layout.tensor == 1:
             hidden_RD = x_SBD.flatten(0, 1)[rows_R]
         else:
@@ -199,7 +202,7 @@ class VocabularyHead(nn.Module):
             else:
                 hidden_RD = tensor_parallel.copy_to_tensor_model_parallel_region(x_SBD.flatten(0, 1)[rows_R])
         return chunked_vocab_loss(
-            self._mesh, hidden_RD, self.weight, targets_R, weights_R, self._chunk_rows, self._local_vocabulary
+            self._mesh, hidden_RD, self.weight, targets_R, weights_R, chunk, self._local_vocabulary
         )
 
     def logits(self, x_SBD: torch.Tensor) -> torch.Tensor:

@@ -141,3 +141,8 @@ def check_divides(key: str, value: int, by_key: str, by: int) -> None:
 def padded_vocabulary(vocabulary: int, ranks: int) -> int:
     """The vocabulary rounded up to a multiple of the tensor ranks."""
     return -(-vocabulary // ranks) * ranks
+
+
+def chunk_rows(most: int, positions: int) -> int:
+    """Rows of a chunk of the head: at most `most`, and such that chunks of all `positions` are as equal as can be."""
+    return -(-positions // -(-positions // most))

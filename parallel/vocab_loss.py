@@ -2,7 +2,9 @@
 
 Half the positions of a masked batch need no logits. The rows that do are taken in chunks; each chunk's
 gradient is computed right after its loss, so that the logits of one chunk are the most that ever exists:
-peak memory is chunk x V/T floats instead of S x B x V. Legend: R rows, D width, V vocabulary, T tensor ranks.
+peak memory is chunk x V/T floats instead of S x B x V. How many rows count differs from batch to batch, so the last
+chunk is filled up with rows of weight zero: every product has the same shapes.
+Legend: R rows, C rows of a chunk, D width, V vocabulary, T tensor ranks.
 """
 
 from typing import Any
@@ -30,14 +32,17 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden_RD = torch.empty_like(hidden_RD)
         grad_weight_VD = torch.zeros_like(weight_VD)
         losses_R = torch.empty_like(weights_R)
-        for start in range(0, hidden_RD.shape[0], chunk_rows):
+        for start in range(0, max(len(hidden_RD), 1), chunk_rows):
             rows = slice(start, start + chunk_rows)
-            logits_RV = F.linear(hidden_RD[rows], weight_VD).float()
-            logits_RV[:, local_vocabulary:] = float("-inf")  # padding of the vocabulary is no token
-            losses_R[rows], grad_RV = _cross_entropy(logits_RV, targets_R[rows], weights_R[rows], parallel)
-            grad_RV = grad_RV.to(hidden_RD.dtype)
-            torch.mm(grad_RV, weight_VD, out=grad_hidden_RD[rows])
-            grad_weight_VD.addmm_(grad_RV.t(), hidden_RD[rows])
+            hidden_CD, targets_C, weights_C = (_filled(t[rows], chunk_rows) for t in (hidden_RD, targets_R, weights_R))
+            logits_CV = F.linear(hidden_CD, weight_VD).float()
+            logits_CV[:, local_vocabulary:] = float("-inf")  # padding of the vocabulary is no token
+            losses_C, grad_CV = _cross_entropy(logits_CV, targets_C, weights_C, parallel)
+            grad_CV = grad_CV.to(hidden_RD.dtype)
+            real = len(losses_R[rows])
+            losses_R[rows] = losses_C[:real]
+            grad_hidden_RD[rows] = torch.mm(grad_CV, weight_VD)[:real]
+            grad_weight_VD.addmm_(grad_CV.t(), hidden_CD)
         ctx.save_for_backward(grad_hidden_RD, grad_weight_VD)
         ctx.mark_non_differentiable(losses_R)
         return (losses_R * weights_R).sum(), losses_R
@@ -49,20 +54,26 @@ class _ChunkedLoss(torch.autograd.Function):
         return grad_hidden_RD * scale, grad_weight_VD * scale, None, None, None, None, None
 
 
+def _filled(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """`rows` with zeros after them, `count` in all."""
+    missing = count - len(rows)
+    return torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:]))) if missing else rows
+
+
 def _cross_entropy(
-    logits_RV: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor, parallel: bool
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, weights_C: torch.Tensor, parallel: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy per row and the gradient of the weighted sum to this rank's logits, both float32."""
     with torch.enable_grad():
-        leaf = logits_RV.detach().requires_grad_()
+        leaf = logits_CV.detach().requires_grad_()
         if parallel:
             from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
-            losses_R = vocab_parallel_cross_entropy(leaf.clone(), targets_R)
+            losses_C = vocab_parallel_cross_entropy(leaf.clone(), targets_C)
         else:
-            losses_R = F.cross_entropy(leaf, targets_R, reduction="none")
-        (grad_RV,) = torch.autograd.grad(losses_R, leaf, weights_R)
-    return losses_R.detach(), grad_RV
+            losses_C = F.cross_entropy(leaf, targets_C, reduction="none")
+        (grad_CV,) = torch.autograd.grad(losses_C, leaf, weights_C)
+    return losses_C.detach(), grad_CV
 
 
 def chunked_vocab_loss(
@@ -76,6 +87,7 @@ def chunked_vocab_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted sum of the rows' cross-entropies (nats, scalar) and the unweighted cross-entropy of each row [R].
 
+    The head runs on ⌈R / chunk_rows⌉ chunks of `chunk_rows` rows, at least one, however many rows there are.
     `weight_VD` is this rank's shard of the head, its first `local_vocabulary` rows real, the others padding.
     `hidden_RD` must be such that its gradient is summed over tensor ranks by the caller's collective.
     """

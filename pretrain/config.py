@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from data_pipeline.config import DataConfig
 from parallel.engines.settings import AdamWSettings
 from parallel.layout import ParallelConfig, check_divides
+from pretrain.flops import expected_mask_ratio
 from pretrain.guards import GuardConfig
 from pretrain.schedule import Schedule, WarmupStableDecay
 from pretrain.shape import ModelShape
@@ -37,8 +38,8 @@ class MaskedObjective(Settings):
 
     @property
     def head_rows(self) -> float:
-        """Expected share of positions that need logits: E[p] with p = (1-epsilon)·t + epsilon."""
-        return (1.0 + self.epsilon) / 2.0
+        """Expected share of positions that need logits."""
+        return expected_mask_ratio(self.epsilon)
 
 
 class AutoregressiveObjective(Settings):
@@ -70,6 +71,7 @@ class OptimizerConfig(AdamWSettings):
 class TrainConfig(Settings):
     """Sizes of a step and of the run. `global_batch` and `micro_batch` count sequences.
 
+    `head_chunk`: rows that go through the head at a time; the last chunk is filled up, half a chunk on average.
     `time_limit`: seconds (or a text such as `3h55m`) after which an attempt must have ended; `time_reserve` seconds of
     them are kept free beyond what a step and a save take.
     """
@@ -81,7 +83,7 @@ class TrainConfig(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = Field(0, ge=0, lt=1 << 63)
     log_every: int = Field(1, gt=0)
-    head_chunk: int = Field(2048, gt=0)
+    head_chunk: int = Field(256, gt=0)
     time_limit: Annotated[float, BeforeValidator(duration), Field(gt=0)] | None = None
     time_reserve: Annotated[float, BeforeValidator(duration), Field(ge=0)] = 60.0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from parallel.layout import ParallelConfig, padded_vocabulary
+from parallel.layout import ParallelConfig, chunk_rows, padded_vocabulary
 from parallel.stages import Stage, split_stages
 from pretrain.config import RunConfig
 from pretrain.flops import training_flops_per_token
@@ -123,7 +123,7 @@ def memory_by_stage(config: RunConfig, layout: ParallelConfig, world: int) -> li
     half = train.precision == "bf16"
     element = 2 if half else _FP32
     tokens = train.micro_batch * train.sequence_length // layout.context
-    chunk = min(train.head_chunk, tokens)
+    chunk = chunk_rows(train.head_chunk, tokens)
     logits = 3 * chunk * (padded_vocabulary(shape.vocabulary, layout.tensor) // layout.tensor) * _FP32
     stages, micro_batches = stages_of(config, layout), config.micro_batches(world)
     needed = []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.layout import ParallelConfig, check_divides, padded_vocabulary
+from parallel.layout import ParallelConfig, check_divides, chunk_rows, padded_vocabulary
 from runtime.errors import UserError
 
 AXES: dict[str, tuple[Any, ...]] = {
@@ -164,6 +164,15 @@ def test_check_divides_offers_the_largest_divisor(value: int, by: int) -> None:
 
 def test_padded_vocabulary_is_the_next_multiple() -> None:
     assert [padded_vocabulary(131, n) for n in (1, 2, 4, 8, 131, 200)] == [131, 132, 132, 136, 131, 200]
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_chunks_of_all_rows_are_as_few_as_can_be_and_waste_less_than_a_row_each(most: int, positions: int) -> None:
+    rows = chunk_rows(most, positions)
+    chunks = -(-positions // rows)
+    assert 1 <= rows <= most
+    assert chunks == -(-positions // most)
+    assert 0 <= chunks * rows - positions < chunks
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Chunked head and cross-entropy against a dense log-softmax in float64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallel.mesh import Mesh
 from parallel.vocab_loss import chunked_vocab_loss
@@ -99,6 +101,36 @@ def test_no_rows_are_a_loss_of_zero_with_zero_gradients(chunk: int) -> None:
     assert not weight_VD.grad.any()
     assert hidden_RD.grad is not None
     assert hidden_RD.grad.shape == (0, WIDTH)
+
+
+class _Products(TorchDispatchMode):
+    """Notes the operands of every matrix product and softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(word in str(func) for word in ("mm", "softmax")):
+            self.calls.append((str(func), *(tuple(arg.shape) for arg in args if isinstance(arg, torch.Tensor))))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("chunk", [5, 8])
+def test_shapes_do_not_depend_on_the_number_of_rows(chunk: int) -> None:
+    """Every chunk runs the same products on the same shapes; no rows are one chunk."""
+
+    def calls(rows: int) -> list[tuple[Any, ...]]:
+        hidden_RD, weight_VD, targets_R, weights_R = case(rows)
+        with _Products() as products:
+            chunked_vocab_loss(MESH, hidden_RD, weight_VD, targets_R, weights_R, chunk, VOCABULARY)
+        return products.calls
+
+    one = calls(chunk)
+    assert len(one) >= 5  # logits, softmax and its gradient, gradients of hidden rows and of the head
+    assert all(chunk in (size for shape in call[1:] for size in shape) for call in one)
+    for rows in (0, 1, chunk - 1, chunk + 1, 2 * chunk, ROWS):
+        assert calls(rows) == one * max(1, math.ceil(rows / chunk))
 
 
 def test_equal_logits_cost_the_logarithm_of_the_vocabulary() -> None:

@@ -79,7 +79,8 @@ def test_hardware_flops_of_a_real_training_pass(seed: int) -> None:
     kind, recompute = ("masked", "autoregressive")[seed % 2], RECOMPUTE[seed % 3]
     length, batch = 5 + 3 * seed, 1 + seed % 3
     masked = {"objective__random_length": 0.0} if kind == "masked" else {}
-    config = tiny_config(kind, model=random_shape(seed), train__sequence_length=length, **masked)
+    chunk = {"train__head_chunk": 1}  # none is filled up
+    config = tiny_config(kind, model=random_shape(seed), train__sequence_length=length, **masked, **chunk)
     noise = NoiseSource(seed, length, batch, 1e-3, 0.0, stratified=True)
     objective = MaskedSamples(noise, MASK, PAD) if kind == "masked" else AutoregressiveSamples(BOS)
     (micro_batch,) = Feed(CountedTokens(length), objective, batch, batch, 0, 1).step(0).micro_batches

@@ -2,29 +2,26 @@
 
 from typing import Any
 
+from data_pipeline.manifest import FileInfo, TokenizerInfo
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
-from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.objectives.base import SampleObjective
-from pretrain.objectives.masked import MaskedSamples
-from pretrain.objectives.noise import NoiseSource
-from tests.support.tiny import BOS, MASK, PAD, CountedTokens
+from pretrain.session import build_objective
+from tests.support.tiny import BOS, MASK, PAD, VOCABULARY, CountedTokens
+
+_TOKENIZER = TokenizerInfo(
+    file=FileInfo(name="unused", bytes=0, digest="0" * 32),
+    vocabulary=VOCABULARY,
+    pad_id=PAD,
+    bos_id=BOS,
+    eos_id=BOS,
+    mask_id=MASK,
+)
 
 
 def samples_of(config: RunConfig) -> SampleObjective:
     """The sample side of the configured objective."""
-    objective, train = config.objective, config.train
-    if objective.kind == "autoregressive":
-        return AutoregressiveSamples(BOS)
-    noise = NoiseSource(
-        seed=train.seed,
-        sequence_length=train.sequence_length,
-        global_batch=train.global_batch,
-        epsilon=objective.epsilon,
-        random_length=objective.random_length,
-        stratified=objective.stratified,
-    )
-    return MaskedSamples(noise, MASK, PAD)
+    return build_objective(config, _TOKENIZER)
 
 
 def whole_feed(config: RunConfig, **place: Any) -> Feed:

@@ -16,12 +16,10 @@ import numpy as np
 
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
-from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.objectives.base import Sample, SampleObjective
-from pretrain.objectives.masked import MaskedSamples
-from pretrain.objectives.noise import NoiseSource
 from runtime.errors import UserError
-from tests.support.tiny import BOS, MASK, PAD, CountedTokens, tiny_config
+from tests.support.feeds import samples_of
+from tests.support.tiny import MASK, PAD, CountedTokens, tiny_config
 
 SEQUENCE, GLOBAL_BATCH, LAYERS = 32, 8, 5  # five layers divide no pipeline evenly
 
@@ -74,7 +72,7 @@ class EdgeSamples:
     Sample 3: masks in the first half only, so that a context rank has none.
     """
 
-    inner: MaskedSamples
+    inner: SampleObjective
 
     def prepare(self, tokens: np.ndarray, index: int) -> Sample:
         """See `SampleObjective.prepare`."""
@@ -105,11 +103,8 @@ class EdgeSamples:
 
 def objective_of(config: RunConfig, data: str) -> SampleObjective:
     """The sample side of a case."""
-    if data == "autoregressive":
-        return AutoregressiveSamples(BOS)
-    noise = NoiseSource(config.train.seed, SEQUENCE, GLOBAL_BATCH, 1e-3, 0.25, stratified=True)
-    masked = MaskedSamples(noise, MASK, PAD)
-    return EdgeSamples(masked) if data == "edge" else masked
+    samples = samples_of(config)
+    return EdgeSamples(samples) if data == "edge" else samples
 
 
 def feed_of(case: Case, data_rank: int = 0, data_size: int = 1, context_rank: int = 0, context_size: int = 1) -> Feed:
