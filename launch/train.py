@@ -14,8 +14,8 @@ from launch import worker
 from launch.outcome import attempt_failure, record_outcome
 from launch.recipe import dump_config
 from launch.workers import start_workers
-from parallel.checkpoint.catalogue import set_aside
 from pretrain.config import RunConfig
+from pretrain.resume import ResumeChoice, apply_choice, check_continues
 from pretrain.run_directory import RunDirectory
 from runtime.deadline import STARTED
 from runtime.environment import RankInfo, describe_machine
@@ -24,11 +24,18 @@ from runtime.files import read_json, write_atomic, write_json
 from runtime.lease import Lease, LeaseConfig
 from runtime.signals import StopRequest
 
+Identity = dict[str, Any]
 
-def check_before_start(config: RunConfig, directory: RunDirectory, processes: int) -> None:
-    """Find what would fail on every rank before any process starts and anything is written. Raises UserError."""
+
+def check_before_start(
+    config: RunConfig, directory: RunDirectory, processes: int, choice: ResumeChoice | None = None
+) -> Identity:
+    """Find what would fail on every rank before any process starts and anything is written. Raises UserError.
+
+    Returns the run's identity. What `choice` lets be set aside is looked at, and nothing is moved.
+    """
     from data_pipeline.dataset import SampleReader
-    from pretrain.session import build_objective, check_continues, run_identity
+    from pretrain.session import build_objective, run_identity
 
     config.micro_batches(processes)
     _metadata(config, directory)
@@ -37,7 +44,10 @@ def check_before_start(config: RunConfig, directory: RunDirectory, processes: in
         dataset.open_tokenizer()
         dataset.check_files()
     build_objective(config, reader.manifests[0].tokenizer)
-    check_continues(config, directory, run_identity(config, reader.digest))
+    identity = run_identity(config, reader.digest)
+    if not apply_choice(directory, choice or ResumeChoice(), dry_run=True):
+        check_continues(config, directory, identity)
+    return identity
 
 
 def prepare_run(config: RunConfig, directory: RunDirectory, processes: int) -> int:
@@ -70,7 +80,13 @@ def _metadata(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     return metadata
 
 
-def run_local(config: RunConfig, root: Path, processes: int, until: int | None = None) -> None:
+def run_local(
+    config: RunConfig,
+    root: Path,
+    processes: int,
+    until: int | None = None,
+    choice: ResumeChoice | None = None,
+) -> None:
     """Train in the foreground with `processes` ranks on this machine, shown to MLflow if tracking is enabled.
 
     Raises UserError for the user's mistakes, Requeue if the run was stopped and saved, LacunaError otherwise.
@@ -78,8 +94,9 @@ def run_local(config: RunConfig, root: Path, processes: int, until: int | None =
     config = resolve_paths(config)
     directory = RunDirectory(root)
     with StopRequest() as stop:  # a signal must not find the process unprepared while it imports
-        check_before_start(config, directory, processes)
+        identity = check_before_start(config, directory, processes, choice)
         with _started(), leased(directory, config.lease) as lease:
+            _continue_by_choice(config, directory, identity, choice)
             attempt = prepare_run(config, directory, processes)
             with _shown_to_mlflow(config, directory):
                 if processes == 1:
@@ -94,24 +111,25 @@ def run_local(config: RunConfig, root: Path, processes: int, until: int | None =
         raise failure
 
 
-def prepare_only(config: RunConfig, root: Path, processes: int) -> None:
+def prepare_only(config: RunConfig, root: Path, processes: int, choice: ResumeChoice | None = None) -> None:
     """Check and write the run directory for ranks that torchrun or srun will start as `python -m launch.worker RUN`.
 
     Raises UserError as `run_local` does; `processes` is the number of ranks there will be.
     """
     config, directory = resolve_paths(config), RunDirectory(root)
-    check_before_start(config, directory, processes)
+    identity = check_before_start(config, directory, processes, choice)
     with leased(directory, config.lease):
+        _continue_by_choice(config, directory, identity, choice)
         prepare_run(config, directory, processes)
 
 
-def go_back(directory: RunDirectory, checkpoint: str, lease: LeaseConfig) -> None:
-    """Make `step-N` the newest checkpoint of a run; later ones are set aside, not removed. Raises UserError."""
-    digits = checkpoint.removeprefix("step-")
-    if not digits.isdecimal():
-        raise UserError(f"--resume-from {checkpoint!r} is not step-N: see `lacuna checkpoint list {directory.root}`")
-    with leased(directory, lease):
-        set_aside(directory.checkpoints, int(digits))
+def _continue_by_choice(
+    config: RunConfig, directory: RunDirectory, identity: Identity, choice: ResumeChoice | None
+) -> None:
+    """Set aside what the user allowed, now that the run is ours, and look again at what it then continues from."""
+    if choice is not None and choice.changes:
+        apply_choice(directory, choice)
+        check_continues(config, directory, identity)
 
 
 @contextmanager

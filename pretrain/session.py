@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 from data_pipeline.manifest import TokenizerInfo
-from parallel.checkpoint.catalogue import newest_checkpoint, previous_valid, prune_checkpoints
-from parallel.checkpoint.manifest import CheckpointManifest
+from parallel.checkpoint.catalogue import prune_checkpoints
+from parallel.checkpoint.manifest import OtherFormat
 from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from parallel.engines.base import Engine
 from pretrain.config import RunConfig
@@ -20,6 +19,7 @@ from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.objectives.base import SampleObjective
 from pretrain.objectives.masked import MaskedSamples
 from pretrain.objectives.noise import NoiseSource
+from pretrain.resume import check_continues, way_out
 from pretrain.run_directory import RunDirectory
 from pretrain.tracking.spool import Spool
 from runtime.deadline import Deadline
@@ -27,6 +27,8 @@ from runtime.errors import UserError
 from runtime.files import digest_bytes
 from runtime.lease import Fence
 from runtime.logs import log
+
+T = TypeVar("T")
 
 
 class DataIdentity(Protocol):
@@ -64,29 +66,6 @@ def run_identity(config: RunConfig, data_digest: str) -> dict[str, Any]:
     return {**model, **objective, **order, "data": data_digest}
 
 
-def check_continues(config: RunConfig, directory: RunDirectory, identity: dict[str, Any]) -> Path | None:
-    """The newest checkpoint, if there is one, once its manifest says that this run may continue from it.
-
-    Its files are not read yet. Raises UserError if the manifest is damaged, or of another run, or past the end.
-    """
-    newest = newest_checkpoint(directory.checkpoints)
-    if newest is None:
-        return None
-    try:
-        manifest = CheckpointManifest.read(newest)
-    except UserError as error:
-        raise UserError(f"{error}{_way_out(newest)}") from None
-    manifest.require_identity(newest, identity)
-    if manifest.step > config.train.steps:
-        raise UserError(f"{newest} is past train.steps={config.train.steps}: raise train.steps")
-    return newest
-
-
-def _way_out(damaged: Path) -> str:
-    older = previous_valid(damaged.parent, damaged)
-    return f"; the newest valid one is {older}: move {damaged.name} away to continue from it" if older else ""
-
-
 class Session:
     """Resumes, logs and saves one attempt of a run on one rank."""
 
@@ -111,15 +90,31 @@ class Session:
 
         Raises UserError if it is damaged (naming the newest older valid one) or belongs to another run.
         """
-        newest = check_continues(self._config, self._directory, self._identity)
+        newest = self._on_first(lambda: check_continues(self._config, self._directory, self._identity))
         if newest is None:
             return 0, Guard(self._config.guard)
         try:
             manifest = load_checkpoint(newest, self._engine, self._identity)
+        except OtherFormat:
+            raise
         except UserError as error:
-            raise UserError(f"{error}{_way_out(newest)}") from None
+            raise UserError(f"{error}{self._on_first(lambda: way_out(newest))}") from None
         log.info("continue from %s with %s", newest, self._layout)
         return manifest.step, Guard(self._config.guard, manifest.loop)
+
+    def _on_first(self, action: Callable[[], T]) -> T:
+        """What `action` returns or raises (a UserError) on rank 0, on every rank: only one reads the files."""
+        mesh = self._engine.mesh
+        failure, result = None, None
+        if mesh.rank == 0:
+            try:
+                result = action()
+            except UserError as error:
+                failure = error
+        failure, result = mesh.gather((failure, result))[0]
+        if failure is not None:
+            raise failure
+        return cast(T, result)
 
     @contextmanager
     def opened(self, start: int) -> Iterator[None]:

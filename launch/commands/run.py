@@ -29,6 +29,12 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Run directory; the same one again continues the run.")] = None,
     until: Annotated[int | None, typer.Option(min=1, help="Stop after this step with a checkpoint.")] = None,
     resume_from: Annotated[str | None, typer.Option(help="Go on from step-N; later checkpoints are set aside.")] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Set damaged newest checkpoints aside; go on from the newest valid one.")
+    ] = False,
+    allow_fresh: Annotated[
+        bool, typer.Option("--allow-fresh", help="Start from step 0 if there are checkpoints but none is valid.")
+    ] = False,
     time_limit: Annotated[
         str | None, typer.Option(help="Save and end with code 75 within this time, such as 3h55m.")
     ] = None,
@@ -49,22 +55,22 @@ def train(
 
         build(config, _world(rehearse, nodes, gpus_per_node), device, json)
         return
-    from launch.train import check_before_start, go_back, prepare_only, resolve_paths, run_local
+    from launch.train import check_before_start, prepare_only, resolve_paths, run_local
     from pretrain.plan import plan as make_plan
+    from pretrain.resume import ResumeChoice
     from pretrain.run_directory import RunDirectory
 
+    choice = ResumeChoice(resume_from, fallback, allow_fresh)
     directory = run or Path("runs") / config.name
     if dry_run:
-        check_before_start(resolve_paths(config), RunDirectory(directory), processes)
+        check_before_start(resolve_paths(config), RunDirectory(directory), processes, choice)
         summary = {"run": str(directory), "layout": config.parallel.describe(processes), **make_plan(config, processes)}
         print_json(summary) if json else _print_plan(summary)
         return
-    if resume_from is not None:
-        go_back(RunDirectory(directory), resume_from, config.lease)
     if prepare:
-        prepare_only(config, directory, processes)
+        prepare_only(config, directory, processes, choice)
     else:
-        run_local(config, directory, processes, until)
+        run_local(config, directory, processes, until, choice)
     if json:
         print_json({"run": str(directory), "metrics": str(directory / "metrics.jsonl")})
 

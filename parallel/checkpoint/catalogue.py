@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from parallel.checkpoint.manifest import CheckpointManifest
 from runtime.errors import UserError
-from runtime.files import fsync_directory, remove_tree
+from runtime.files import fsync_directory, remove_tree, write_atomic
+
+LATEST = "LATEST"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ def verify_checkpoint(directory: Path) -> CheckpointManifest:
     return manifest
 
 
-def _published(root: Path) -> list[tuple[int, Path]]:
+def published_checkpoints(root: Path) -> list[tuple[int, Path]]:
     """Steps and directories of published checkpoints, oldest first."""
     found = ((path.name.removeprefix("step-"), path) for path in root.glob("step-*") if path.is_dir())
     return sorted((int(digits), path) for digits, path in found if digits.isdecimal())
@@ -43,7 +46,7 @@ def _published(root: Path) -> list[tuple[int, Path]]:
 def list_checkpoints(root: Path) -> list[CatalogueEntry]:
     """All published checkpoints under `root`, oldest first, each fully verified."""
     entries: list[CatalogueEntry] = []
-    for step, path in _published(root):
+    for step, path in published_checkpoints(root):
         try:
             verify_checkpoint(path)
             entries.append(CatalogueEntry(step, path))
@@ -54,15 +57,19 @@ def list_checkpoints(root: Path) -> list[CatalogueEntry]:
 
 def newest_checkpoint(root: Path) -> Path | None:
     """The published checkpoint of the highest step, or None if there is none. It is verified when it is loaded."""
-    published = _published(root)
+    published = published_checkpoints(root)
     return published[-1][1] if published else None
 
 
 def previous_valid(root: Path, than: Path) -> Path | None:
     """The newest valid checkpoint older than `than`, to name in an error."""
-    steps = {path: step for step, path in _published(root)}
-    older = [entry.path for entry in list_checkpoints(root) if entry.valid and entry.step < steps[than]]
-    return older[-1] if older else None
+    published = published_checkpoints(root)
+    limit = next(step for step, path in published if path == than)
+    for step, path in reversed(published):
+        with suppress(UserError):
+            if step < limit and verify_checkpoint(path):
+                return path
+    return None
 
 
 def prune_checkpoints(root: Path, keep: int, dry_run: bool = False) -> list[Path]:
@@ -70,7 +77,7 @@ def prune_checkpoints(root: Path, keep: int, dry_run: bool = False) -> list[Path
 
     With `dry_run` nothing is removed, only named.
     """
-    paths = [path for _, path in _published(root)]
+    paths = [path for _, path in published_checkpoints(root)]
     surplus = paths[:-keep]
     if surplus and not dry_run:
         verify_checkpoint(paths[-1])
@@ -79,21 +86,34 @@ def prune_checkpoints(root: Path, keep: int, dry_run: bool = False) -> list[Path
     return surplus
 
 
-def set_aside(root: Path, newest: int) -> list[Path]:
+def set_aside(root: Path, newest: int, dry_run: bool = False) -> list[Path]:
     """Move checkpoints of steps after `newest` below `root/set-aside-N`, so that a run can go on from there.
 
-    Nothing is removed. Raises UserError if there is no valid checkpoint of step `newest`.
+    Nothing is removed, and with `dry_run` nothing is moved. Returns which they are. Raises UserError if there is no
+    valid checkpoint of step `newest`.
     """
     wanted = root / f"step-{newest:08d}"
     if not wanted.is_dir():
         raise UserError(f"{wanted} does not exist: see `lacuna checkpoint list {root}`")
     verify_checkpoint(wanted)
-    later = [path for step, path in _published(root) if step > newest]
-    if later:
-        number = sum(1 for _ in root.glob("set-aside-*"))
-        shelf = root / f"set-aside-{number}"
-        shelf.mkdir()
-        for path in later:
-            os.rename(path, shelf / path.name)
-        fsync_directory(root)
+    later = [path for step, path in published_checkpoints(root) if step > newest]
+    if later and not dry_run:
+        move_aside(root, later)
     return later
+
+
+def move_aside(root: Path, paths: list[Path]) -> Path:
+    """Move checkpoints below a new `root/set-aside-N`, which is returned. Raises OSError."""
+    numbers = [path.name.removeprefix("set-aside-") for path in root.glob("set-aside-*")]
+    shelf = root / f"set-aside-{max((int(n) for n in numbers if n.isdecimal()), default=-1) + 1}"
+    shelf.mkdir()
+    for path in paths:
+        os.rename(path, shelf / path.name)
+    fsync_directory(shelf)
+    newest = newest_checkpoint(root)
+    if newest is None:
+        (root / LATEST).unlink(missing_ok=True)
+        fsync_directory(root)
+    else:
+        write_atomic(root / LATEST, newest.name + "\n")
+    return shelf

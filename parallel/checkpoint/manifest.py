@@ -85,7 +85,7 @@ class CheckpointManifest(Settings):
         path = directory / MANIFEST
         values = read_json(path)
         if isinstance(values, dict) and values.get("version") != FORMAT_VERSION:
-            raise UserError(_other_version(path, values.get("version")))
+            raise OtherFormat(_other_version(path, values.get("version")))
         if not isinstance(values, dict) or values.pop("digest", None) != content_digest(values):
             raise damaged(path, "does not match its own digest")
         manifest = cls.parse(values, str(path))
@@ -168,6 +168,10 @@ class CheckpointManifest(Settings):
             raise unreadable(path, error) from None
         if size != expected:
             raise damaged(path, f"has {size} bytes, not {expected}")
+
+
+class OtherFormat(UserError):
+    """A checkpoint that is not damaged, but of a format version that this code does not read."""
 
 
 def rows_per_chunk(size: tuple[int, ...], item_bytes: int, chunk_bytes: int) -> int:

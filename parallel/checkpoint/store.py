@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from parallel.checkpoint.catalogue import LATEST
 from parallel.checkpoint.manifest import CheckpointManifest, StoredBlock, StoredFile
 from parallel.checkpoint.reader import BlockReader
 from parallel.checkpoint.shard_file import CHUNK_BYTES, Entry, ShardWriter
@@ -32,7 +33,6 @@ from runtime.files import (
 )
 from runtime.lease import Fence, LeaseLost
 
-LATEST = "LATEST"
 T = TypeVar("T")
 
 

@@ -83,7 +83,7 @@ def test_a_damaged_manifest_names_the_way_out(here: Here, recipe: Path, run: Pat
     before = contents(run)
     line = refusal(here("train", recipe, "--run", run))
     assert line.startswith(str(manifest))
-    assert line.endswith("step-00000002: move step-00000004 away to continue from it")
+    assert line.endswith("step-00000002: --fallback continues from it")
     assert contents(run) == before
 
 

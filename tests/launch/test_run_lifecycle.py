@@ -49,10 +49,14 @@ def test_a_damaged_newest_checkpoint_and_the_way_out(here: Here, recipe: Path, r
     flip_bit(shard, seed=1)
     line = refusal(lacuna("train", recipe, "--run", run))
     assert line.startswith(f"{shard} does not match its digest")
-    assert line.endswith("step-00000002: move step-00000004 away to continue from it")
-    (run / "checkpoints/step-00000004").rename(tmp_path / "aside")
-    assert contents(run / "checkpoints") == {path: d for path, d in before.items() if "step-00000004" not in path}
-    succeeded(lacuna("train", recipe, "--run", run))
+    assert line.endswith("step-00000002: --fallback continues from it")
+    assert {p: d for p, d in contents(run / "checkpoints").items() if "step-00000004/shard" not in p} == {
+        p: d for p, d in before.items() if "step-00000004/shard" not in p
+    }
+    succeeded(lacuna("train", recipe, "--run", run, "--fallback"))
+    aside = run / "checkpoints/set-aside-0"
+    assert os.listdir(aside) == ["step-00000004"]
+    aside.rename(tmp_path / "aside")
     assert _steps(run) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert _checkpoints(run) == [4, 6, 8]
     assert [a["outcome"] for a in _attempts(run)] == ["paused", "failed", "finished"]
