@@ -16,7 +16,7 @@ Here = Callable[..., "CompletedProcess[str]"]
 @pytest.mark.parametrize(
     ("processes", "overrides", "line"),
     [
-        (1, ["train.stepz=3"], "unknown key 'train.stepz' (did you mean 'steps'?)"),
+        (1, ["train.stepz=3"], "unknown key 'train.stepz' (did you mean 'train.steps'?)"),
         (1, ["data.path=/no/where"], "/no/where does not exist: give a directory that `lacuna data build` made"),
         (1, ["data.path=~/no-where"], "no-where does not exist"),
         (1, ["data.path="], "data.path and data.mixture: neither of them set"),
