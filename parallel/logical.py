@@ -7,6 +7,7 @@ logical tensor; the checkpoint needs nothing else to fit any layout into any oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -109,3 +110,11 @@ def boxes_of_range(shape: Extent, start: int, stop: int) -> list[Rectangle]:
             boxes.append(Rectangle((row, 0), (rows, width)))
         start += count
     return boxes
+
+
+def row_slices(shape: Extent, elements: int = 1 << 20) -> Iterator[Rectangle]:
+    """Cut a tensor into runs of whole rows with at most `elements` elements each (but at least one row)."""
+    rest = shape[1:]
+    rows = max(1, elements // math.prod(rest))
+    for first in range(0, shape[0], rows):
+        yield Rectangle((first, *(0 for _ in rest)), (min(rows, shape[0] - first), *rest))

@@ -15,21 +15,24 @@ from pretrain.model import Transformer
 
 def build_engine(config: RunConfig, mesh: Mesh) -> Engine:
     """The model with freshly initialised weights under `mesh`'s layout, in the engine that the layout names."""
+    engine = empty_engine(config, mesh)
+    initialise_engine(engine, config.model, config.train.seed)
+    return engine
+
+
+def empty_engine(config: RunConfig, mesh: Mesh) -> Engine:
+    """As `build_engine`, with weights that hold no values yet."""
     shape, train = config.model, config.train
     engine_config = transformer_config(mesh, shape.width, shape.heads, train.precision)
     build = partial(Transformer, shape, mesh, engine_config, config.objective.causal, train.head_chunk)
-    engine: Engine
     if mesh.layout.engine == "deepspeed":
         from parallel.engines.deepspeed import DeepSpeedEngine
 
-        engine = DeepSpeedEngine(mesh, build, config.optimizer, train.precision, config.micro_batches(mesh.world))
-    else:
-        from parallel.engines.megatron import MegatronEngine
+        return DeepSpeedEngine(mesh, build, config.optimizer, train.precision, config.micro_batches(mesh.world))
+    from parallel.engines.megatron import MegatronEngine
 
-        chunks = stages_of(config, mesh.layout)[mesh.pipeline_rank :: mesh.layout.pipeline]
-        models = [build(stage).to(mesh.device) for stage in chunks]
-        engine = MegatronEngine(
-            mesh, engine_config, models, config.optimizer, train.precision, train.sequence_length, train.micro_batch
-        )
-    initialise_engine(engine, shape, train.seed)
-    return engine
+    chunks = stages_of(config, mesh.layout)[mesh.pipeline_rank :: mesh.layout.pipeline]
+    models = [build(stage).to(mesh.device) for stage in chunks]
+    return MegatronEngine(
+        mesh, engine_config, models, config.optimizer, train.precision, train.sequence_length, train.micro_batch
+    )

@@ -5,13 +5,14 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 
 _CHUNK = 1 << 22
 _MENDS = {
@@ -103,6 +104,28 @@ def publish_directory(staging: Path, final: Path, check: Callable[[], None] = la
     fsync_directory(final.parent)
 
 
+@contextmanager
+def staged_directory(final: Path) -> Iterator[Path]:
+    """An empty directory beside `final` to be filled, which becomes `final` at the end; removed on any error.
+
+    Raises UserError if `final` exists already or cannot be written.
+    """
+    if final.exists():
+        raise UserError(f"{final} exists already: published directories are never overwritten, move it away")
+    staging = final.with_name(f".{final.name}.staging")
+    try:
+        remove_tree(staging)
+        staging.mkdir(parents=True)
+        yield staging
+        publish_directory(staging, final)
+    except OSError as error:
+        remove_tree(staging)
+        raise UserError(f"{final} cannot be written ({one_line(error)}): {mend_of(error)}") from None
+    except BaseException:
+        remove_tree(staging)
+        raise
+
+
 def remove_tree(path: Path) -> None:
     """Remove a directory tree if it is there. Renames first, so that no reader finds half of it."""
     if not path.exists():
@@ -117,10 +140,12 @@ def digest_bytes(data: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def digest_file(path: Path) -> str:
-    """The xxh3-128 of a file's bytes as 32 hexadecimal digits."""
+def digest_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """The xxh3-128 of a file's bytes as 32 hexadecimal digits; `advance` is told the bytes read, again and again."""
     state = xxhash.xxh3_128()
     with open(path, "rb") as source:
         while chunk := source.read(_CHUNK):
             state.update(chunk)
+            if advance:
+                advance(len(chunk))
     return state.hexdigest()

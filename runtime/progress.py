@@ -5,25 +5,28 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressBar:
-    """`with ProgressBar("train", total=100) as bar: bar.advance(1, "loss 3.2")`; silent if not `visible`."""
+    """`with ProgressBar("train", total=100) as bar: bar.advance(1, "loss 3.2")`; silent if not `visible`.
 
-    def __init__(self, title: str, total: int, visible: bool = True) -> None:
+    With `in_bytes` the units are bytes, and are shown so.
+    """
+
+    def __init__(self, title: str, total: int, visible: bool = True, in_bytes: bool = False) -> None:
         self.done = 0
         self._title, self._total, self._note = title, total, ""
-        self._visible = visible
+        self._visible, self._in_bytes = visible, in_bytes
         self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if visible and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description:<12}"),
                 BarColumn(),
-                MofNCompleteColumn(),
+                DownloadColumn() if in_bytes else MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
             )
@@ -45,7 +48,9 @@ class ProgressBar:
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        print(f"{self._title}: {self.done}/{self._total} {self._note}".rstrip(), file=sys.stderr, flush=True)
+        done, total = (f"{n / 1e6:.0f}" if self._in_bytes else str(n) for n in (self.done, self._total))
+        unit = " MB" if self._in_bytes else ""
+        print(f"{self._title}: {done}/{total}{unit} {self._note}".rstrip(), file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

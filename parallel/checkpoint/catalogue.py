@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,15 @@ class CatalogueEntry:
         return not self.fault
 
 
-def verify_checkpoint(directory: Path) -> CheckpointManifest:
-    """Read every byte of a checkpoint and compare it with the manifest. Raises UserError naming the bad file."""
+def verify_checkpoint(directory: Path, advance: Callable[[int], None] | None = None) -> CheckpointManifest:
+    """Read every byte of a checkpoint and compare it with the manifest; `advance` is told the bytes, now and then.
+
+    Raises UserError naming the bad file.
+    """
     manifest = CheckpointManifest.read(directory)
     manifest.require_name(directory)
     for name in sorted(manifest.files):
-        manifest.verify_file(directory, name)
+        manifest.verify_file(directory, name, advance)
     return manifest
 
 
@@ -43,16 +47,39 @@ def published_checkpoints(root: Path) -> list[tuple[int, Path]]:
     return sorted((int(digits), path) for digits, path in found if digits.isdecimal())
 
 
-def list_checkpoints(root: Path) -> list[CatalogueEntry]:
-    """All published checkpoints under `root`, oldest first, each fully verified."""
+def checkpoint_bytes(root: Path) -> int:
+    """Bytes that the manifests of all checkpoints under `root` speak of; damaged manifests speak of none."""
+    total = 0
+    for _, path in published_checkpoints(root):
+        with suppress(UserError):
+            total += sum(file.bytes for file in CheckpointManifest.read(path).files.values())
+    return total
+
+
+def list_checkpoints(
+    root: Path, quick: bool = False, advance: Callable[[int], None] | None = None
+) -> list[CatalogueEntry]:
+    """All published checkpoints under `root`, oldest first, each fully verified; `advance` is told the bytes.
+
+    `quick` trusts manifests and lengths of files, and reads no tensors.
+    """
     entries: list[CatalogueEntry] = []
     for step, path in published_checkpoints(root):
         try:
-            verify_checkpoint(path)
+            if quick:
+                _verify_sizes(path)
+            else:
+                verify_checkpoint(path, advance)
             entries.append(CatalogueEntry(step, path))
         except UserError as error:
             entries.append(CatalogueEntry(step, path, str(error)))
     return entries
+
+
+def _verify_sizes(directory: Path) -> None:
+    manifest = CheckpointManifest.read(directory)
+    manifest.require_name(directory)
+    manifest.verify_sizes(directory)
 
 
 def newest_checkpoint(root: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,12 +140,12 @@ class CheckpointManifest(Settings):
             return f"{len(block.chunks)} chunks"
         return None
 
-    def verify_file(self, directory: Path, name: str) -> None:
-        """Compare every byte of a file with the manifest. Raises UserError naming it."""
+    def verify_file(self, directory: Path, name: str, advance: Callable[[int], None] | None = None) -> None:
+        """Compare every byte of a file with the manifest; `advance` is told the bytes. Raises UserError naming it."""
         path = directory / name
         self._verify_size(path)
         try:
-            if digest_file(path) != self.files[name].digest:
+            if digest_file(path, advance) != self.files[name].digest:
                 raise damaged(path, "does not match its digest")
         except OSError as error:
             raise unreadable(path, error) from None
@@ -159,6 +160,16 @@ class CheckpointManifest(Settings):
                     raise damaged(path, "does not match its digest in the header")
         except OSError as error:
             raise unreadable(path, error) from None
+
+    def verify_headers(self, directory: Path) -> None:
+        """Compare length and header of every file with the manifest. Raises UserError naming it."""
+        for name in sorted(self.files):
+            self.verify_header(directory, name)
+
+    def verify_sizes(self, directory: Path) -> None:
+        """Compare the length of every file with the manifest; reads none. Raises UserError naming it."""
+        for name in sorted(self.files):
+            self._verify_size(directory / name)
 
     def _verify_size(self, path: Path) -> None:
         expected = self.files[path.name].bytes
