@@ -99,10 +99,17 @@ class TrainConfig(Settings):
 
 
 class CheckpointConfig(Settings):
-    """Save every `every` steps (and at the end); keep the newest `keep`."""
+    """Save every `every` steps (and at the end); keep the newest `keep`, and for ever those of `permanent_every` steps.
+
+    `async`: training waits only while its state is copied to host memory. `max_failures` failed saves in a row end
+    the run.
+    """
 
     every: int = Field(1000, gt=0)
     keep: int = Field(3, gt=0)
+    permanent_every: int | None = Field(None, gt=0)
+    in_background: bool = Field(False, alias="async")
+    max_failures: int = Field(3, gt=0)
 
 
 class TrackingConfig(Settings):

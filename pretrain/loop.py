@@ -17,6 +17,7 @@ from pretrain.device import peak_flops, peak_memory
 from pretrain.feed import Feed, StepBatch
 from pretrain.flops import hardware_flops_per_token, training_flops_per_token
 from pretrain.guards import Guard
+from pretrain.saves import Saves
 from runtime.errors import LacunaError
 
 _SIGNED = 1 << 63
@@ -24,11 +25,15 @@ _SIGNED = 1 << 63
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know of a step before they compute it: counting tokens, batch digest, whether to stop."""
+    """What all ranks know of a step before they compute it: counting tokens, batch digest, whether to stop.
+
+    `saving` are the sums of their votes on the save that is under way.
+    """
 
     tokens: int
     digest: str
     stop: bool
+    saving: tuple[int, int] = (0, 0)
 
 
 class Stop(Protocol):
@@ -41,10 +46,10 @@ class Stop(Protocol):
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells the outside: a line of metrics (every rank, same values), and when to save."""
+    """What the loop tells the outside: a line of metrics (every rank), and when to save."""
 
     metrics: Callable[[int, dict[str, Any]], None]
-    save: Callable[[int, Guard], None]
+    saves: Saves
 
 
 def train(
@@ -55,10 +60,11 @@ def train(
     Saves every `checkpoint.every` steps and at the end. Raises LacunaError if the guard refused too many steps.
     """
     clock = _Clock(config, engine.mesh)
-    done = saved = span.start
+    done, saves = span.start, hooks.saves
     with Loader(feed.step, span.start, span.stop) as batches:
         for batch in batches:
-            agreed = agree(engine.mesh, batch, bool(stop))
+            agreed = agree(engine.mesh, batch, bool(stop), saves.votes())
+            saves.advance(agreed.saving)
             if agreed.stop:
                 break
             rate = learning_rate(config, done)
@@ -66,15 +72,15 @@ def train(
             done += 1
             clock.tick(batches.wait_seconds)
             if done % config.train.log_every == 0 or done == span.stop or guard.exhausted:
-                hooks.metrics(done, {**_metrics(config, done, agreed, result, rate, guard), **clock.metrics()})
+                line = _metrics(config, done, agreed, result, rate, guard)
+                hooks.metrics(done, {**line, **clock.metrics(), **saves.metrics()})
             if guard.exhausted:
-                raise LacunaError(_divergence(done, saved, guard, result))
+                saves.finish()
+                raise LacunaError(_divergence(done, saves.saved, guard, result))
             if done % config.checkpoint.every == 0 and done < span.stop and result.accepted:
-                hooks.save(done, guard)
-                saved = done
+                saves.begin(done, guard)
                 clock.pause()
-    if done > saved:
-        hooks.save(done, guard)
+    saves.conclude(done, guard)
     return done, done < span.stop
 
 
@@ -93,15 +99,16 @@ def _guarded_step(engine: Engine, batch: StepBatch, agreed: Agreement, rate: flo
     return result
 
 
-def agree(mesh: Mesh, batch: StepBatch, stop: bool) -> Agreement:
-    """One small sum over the world: counting tokens and digest words of each data rank, and stop requests."""
+def agree(mesh: Mesh, batch: StepBatch, stop: bool, votes: tuple[int, int] = (0, 0)) -> Agreement:
+    """One small sum over the world: counting tokens and digest words of each data rank, stop requests, and `votes`."""
     signed = [(word + _SIGNED) % (2 * _SIGNED) - _SIGNED for word in batch.digest]
-    share = torch.tensor([batch.tokens, *signed, 0], dtype=torch.int64)
+    share = torch.tensor([batch.tokens, *signed], dtype=torch.int64)
     if not mesh.speaks_for_data_rank:
         share.zero_()
-    share[3] = int(stop)
-    tokens, low, high, stops = mesh.sum_all(share).tolist()
-    return Agreement(tokens, f"{high % (2 * _SIGNED):016x}{low % (2 * _SIGNED):016x}", stops > 0)
+    wishes = torch.tensor([int(stop), *votes], dtype=torch.int64)
+    tokens, low, high, stops, *saving = mesh.sum_all(torch.cat([share, wishes])).tolist()
+    digest = f"{high % (2 * _SIGNED):016x}{low % (2 * _SIGNED):016x}"
+    return Agreement(tokens, digest, stops > 0, (saving[0], saving[1]))
 
 
 def _divergence(step: int, saved: int, guard: Guard, result: StepResult) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
 from data_pipeline.manifest import TokenizerInfo
-from parallel.checkpoint.catalogue import prune_checkpoints
 from parallel.checkpoint.manifest import OtherFormat
-from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
+from parallel.checkpoint.store import Progress, load_checkpoint
 from parallel.engines.base import Engine
 from pretrain.config import RunConfig
 from pretrain.guards import Guard
@@ -21,6 +19,7 @@ from pretrain.objectives.masked import MaskedSamples
 from pretrain.objectives.noise import NoiseSource
 from pretrain.resume import check_continues, way_out
 from pretrain.run_directory import RunDirectory
+from pretrain.saves import Saves
 from pretrain.tracking.spool import Spool
 from runtime.deadline import Deadline
 from runtime.errors import UserError
@@ -84,6 +83,7 @@ class Session:
         self._attempt, self._fence, self._deadline = attempt, fence, deadline
         self._layout = config.parallel.describe(engine.mesh.world)
         self._spool: Spool | None = None
+        self._saves: Saves | None = None
 
     def resume(self) -> tuple[int, Guard]:
         """Load the newest checkpoint, if there is one. Returns the step to continue from (0: a new run) and the guard.
@@ -118,13 +118,26 @@ class Session:
 
     @contextmanager
     def opened(self, start: int) -> Iterator[None]:
-        """Keep the metrics spool open on rank 0; lines after `start` belong to lost work and are dropped."""
+        """Keep the metrics spool open on rank 0; lines after `start` belong to lost work and are dropped.
+
+        Ends with the writer of checkpoints ended too.
+        """
+        self._saves = Saves(
+            self._config.checkpoint,
+            self._directory.checkpoints,
+            self._engine,
+            self._progress,
+            start,
+            self._fence,
+            self._deadline.note_save,
+        )
         if self._engine.mesh.rank == 0:
             self._fence.check()
             self._spool = Spool(self._directory.metrics, resume_step=start)
         try:
             yield
         finally:
+            self._saves.close()
             if self._spool is not None:
                 self._spool.close()
                 self._spool = None
@@ -137,13 +150,13 @@ class Session:
 
     def hooks(self, report: Callable[[int, dict[str, Any]], None]) -> Hooks:
         """What the loop calls."""
-        return Hooks(metrics=report, save=self.save)
+        assert self._saves is not None, "the session is not opened"
+        return Hooks(metrics=report, saves=self._saves)
 
-    def save(self, step: int, guard: Guard) -> None:
-        """Publish a checkpoint and retire surplus ones."""
-        began = time.monotonic()
+    def _progress(self, step: int, guard: Guard) -> Progress:
+        """What a checkpoint after `step` must say of the run."""
         train = self._config.train
-        progress = Progress(
+        return Progress(
             step=step,
             updates=step - guard.refused,
             samples=step * train.global_batch,
@@ -157,8 +170,3 @@ class Session:
             },
             loop=guard.state(),
         )
-        path = save_checkpoint(self._directory.checkpoints, self._engine, progress, fence=self._fence)
-        log.debug("saved %s", path)
-        if self._engine.mesh.rank == 0:
-            prune_checkpoints(self._directory.checkpoints, self._config.checkpoint.keep)
-        self._deadline.note_save(time.monotonic() - began)

@@ -127,11 +127,12 @@ def staged_directory(final: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory tree if it is there. Renames first, so that no reader finds half of it."""
+    """Remove a directory tree if it is there. Renames first, durably, so that no reader ever finds half of it."""
     if not path.exists():
         return
     grave = path.with_name(f".{path.name}.{os.getpid()}.removed")
     os.rename(path, grave)
+    fsync_directory(path.parent)
     shutil.rmtree(grave, ignore_errors=True)
 
 

@@ -16,7 +16,9 @@ class Settings(BaseModel):
     Nor are `true` and `false` (YAML also reads `yes` and `on` so) taken for the numbers 1 and 0.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), serialize_by_alias=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -75,10 +77,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def known_keys(settings: type[BaseModel]) -> dict[str, list[type[BaseModel]]]:
-    """Field names of `settings`, each with the settings classes that may stand below it."""
+    """Keys of `settings` as users write them, each with the settings classes that may stand below it."""
     below: dict[str, list[type[BaseModel]]] = {}
     for name, field in settings.model_fields.items():
-        below[name] = list(_classes_in(field.annotation))
+        below[field.alias or name] = list(_classes_in(field.annotation))
     return below
 
 
@@ -95,7 +97,7 @@ def _explain(settings: type[BaseModel], error: ValidationError) -> str:
     names, level = _walk(settings, first)
     key = ".".join(names)
     if first["type"] == "extra_forbidden":
-        known = [name for s in level for name in s.model_fields]
+        known = [name for s in level for name in known_keys(s)]
         return f"unknown key {key!r}{suggestion(names[-1], known, '.'.join(names[:-1]))}"
     if first["type"] == "union_tag_invalid":
         tag, kinds = str(first["ctx"]["tag"]), first["ctx"]["expected_tags"]

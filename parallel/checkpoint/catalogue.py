@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,18 +99,49 @@ def previous_valid(root: Path, than: Path) -> Path | None:
     return None
 
 
-def prune_checkpoints(root: Path, keep: int, dry_run: bool = False) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints, once the newest one is verified. Returns what was removed.
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest `keep`, and for ever those of every `permanent_every` steps."""
+
+    keep: int
+    permanent_every: int | None = None
+
+    def surplus(self, root: Path) -> list[Path]:
+        """The checkpoints that may go, oldest first, once a newer one is verified."""
+        return [path for step, path in published_checkpoints(root)[: -self.keep] if not self._permanent(step)]
+
+    def _permanent(self, step: int) -> bool:
+        return self.permanent_every is not None and step % self.permanent_every == 0
+
+
+def prune_checkpoints(root: Path, keep: int, dry_run: bool = False, permanent_every: int | None = None) -> list[Path]:
+    """Remove the surplus of `Retention`, once the newest one is verified. Returns what was removed.
 
     With `dry_run` nothing is removed, only named.
     """
-    paths = [path for _, path in published_checkpoints(root)]
-    surplus = paths[:-keep]
+    surplus = Retention(keep, permanent_every).surplus(root)
     if surplus and not dry_run:
-        verify_checkpoint(paths[-1])
-        for path in surplus:
-            remove_tree(path)
+        verify_checkpoint(published_checkpoints(root)[-1][1])
+        remove_checkpoints(surplus)
     return surplus
+
+
+def remove_checkpoints(paths: Sequence[Path]) -> None:
+    """Remove checkpoints. Whenever it is killed, each is whole or does not look like a checkpoint any more."""
+    for path in paths:
+        remove_tree(path)
+
+
+def verify_share(directory: Path, rank: int, world: int) -> CheckpointManifest:
+    """Read what this rank shall of a checkpoint and compare it: all ranks together read every byte.
+
+    It reads the files that ranks half a world away wrote, on other machines as far as possible. Raises UserError.
+    """
+    manifest = CheckpointManifest.read(directory)
+    manifest.require_name(directory)
+    for name in sorted(manifest.files)[(rank + world // 2) % world :: world]:
+        manifest.verify_file(directory, name)
+    return manifest
 
 
 def set_aside(root: Path, newest: int, dry_run: bool = False) -> list[Path]:

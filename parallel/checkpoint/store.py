@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +48,21 @@ class Progress:
     identity: dict[str, Any]
     provenance: dict[str, Any]
     loop: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SaveResult:
+    """How a save ended: `bytes` were published at `rate` bytes per second, or why it failed; it took `seconds`.
+
+    A save may have been published and yet have failed, if what was published could not be verified.
+    """
+
+    step: int
+    published: bool
+    failure: str = ""
+    bytes: int = 0
+    rate: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,14 @@ def sweep(root: Path) -> None:
     remove_temporaries(root / LATEST)
 
 
+def make_staging(staging: Path, fence: Fence) -> None:
+    """Make the empty directory `staging`, and the one that it stands in; leftovers there are removed."""
+    fence.check()
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    sweep(staging.parent)
+    staging.mkdir()
+
+
 def written_pieces(engine: Engine) -> list[Piece]:
     """What this rank writes, as live views of the engine's memory."""
     return [
@@ -106,11 +130,20 @@ def written_pieces(engine: Engine) -> list[Piece]:
 
 
 def write_shard(
-    path: Path, pieces: Sequence[Piece], shapes: dict[str, Extent], chunk_bytes: int = CHUNK_BYTES
+    path: Path,
+    pieces: Sequence[Piece],
+    shapes: dict[str, Extent],
+    chunk_bytes: int = CHUNK_BYTES,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Shard:
-    """Write `pieces` of tensors of global `shapes` into the new file `path` and make it durable. Raises OSError."""
+    """Write `pieces` of tensors of global `shapes` into the new file `path` and make it durable.
+
+    Raises OSError; SaveError once `cancelled` says so.
+    """
     with ShardWriter(path, [Entry(piece.key, piece.box.size) for piece in pieces], chunk_bytes) as writer:
         for piece in pieces:
+            if cancelled():
+                raise SaveError("cancelled")
             writer.append(piece.values)
         written = writer.finish()
     blocks = [(p.kind, p.name, written.block(p.key, p.box.start, p.box.size)) for p in pieces]
@@ -159,12 +192,6 @@ def save_checkpoint(
     mesh, final = engine.mesh, step_directory(root, progress.step)
     staging = staging_directory(root, progress.step, fence.token)
 
-    def make() -> None:
-        fence.check()
-        root.mkdir(parents=True, exist_ok=True)
-        sweep(root)
-        staging.mkdir()
-
     def write() -> Shard:
         path = staging / f"shard-{mesh.rank:05d}.safetensors"
         return write_shard(path, written_pieces(engine), engine.logical_shapes(), chunk_bytes)
@@ -173,28 +200,27 @@ def save_checkpoint(
         publish_checkpoint(staging, final, build_manifest(progress, shards, chunk_bytes), fence)
 
     try:
-        _on_all(mesh, f"make {staging}", make if mesh.rank == 0 else None)
-        shards = _on_all(mesh, f"write {staging}", write)
-        _on_all(mesh, f"publish {final}", publish if mesh.rank == 0 else None)
+        on_all_ranks(mesh, f"make {staging}", (lambda: make_staging(staging, fence)) if mesh.rank == 0 else None)
+        shards = on_all_ranks(mesh, f"write {staging}", write)
+        on_all_ranks(mesh, f"publish {final}", publish if mesh.rank == 0 else None)
     except (SaveError, LeaseLost) as error:
         if mesh.rank == 0:
-            remove_tree(staging)
+            with suppress(OSError):
+                remove_tree(staging)
         if isinstance(error, LeaseLost):
             raise
-        raise SaveError(f"checkpoint of step {progress.step} not saved: {error}, earlier ones are intact") from None
+        raise SaveError(not_saved(progress.step, str(error))) from None
     return final
 
 
-def _on_all(mesh: Mesh, what: str, action: Callable[[], T] | None) -> list[T]:
+def on_all_ranks(mesh: Mesh, what: str, action: Callable[[], T] | None) -> list[T]:
     """What `action` returned on each rank. Raises SaveError or LeaseLost on all ranks if it failed on any."""
     failure, result = "", None
     lost: LeaseLost | None = None
     try:
         result = action() if action else None
-    except OSError as error:
-        failure = f"rank {mesh.rank} could not {what}: {one_line(error)}; {mend_of(error)}"
-    except UserError as error:
-        failure = f"rank {mesh.rank} could not {what}: {one_line(error)}"
+    except (OSError, UserError) as error:
+        failure = failure_line(mesh.rank, what, error)
     except LeaseLost as error:
         lost = error
     outcomes = mesh.gather((lost, failure, result))
@@ -204,6 +230,22 @@ def _on_all(mesh: Mesh, what: str, action: Callable[[], T] | None) -> list[T]:
         if failure:
             raise SaveError(failure)
     return [result for _, _, result in outcomes]
+
+
+def failure_line(rank: int, what: str, error: BaseException) -> str:
+    """Why `rank` could not do `what`, with the mend."""
+    mend = f"; {mend_of(error)}" if isinstance(error, OSError) else ""
+    return f"rank {rank} could not {what}: {one_line(error)}{mend}"
+
+
+def not_saved(step: int, failure: str) -> str:
+    """The line of a save that failed and published nothing."""
+    return f"checkpoint of step {step} not saved: {failure}, earlier ones are intact"
+
+
+def not_verified(step: int, failure: str) -> str:
+    """The line of a save that was published, after which something failed."""
+    return f"checkpoint of step {step} is published, but {failure}; no earlier one was removed for it"
 
 
 def load_checkpoint(directory: Path, engine: Engine, identity: dict[str, Any]) -> CheckpointManifest:

@@ -204,20 +204,27 @@ def _train_on_small_disk(kilobytes: int, disk: Path, mirror: Path, *arguments: s
     )
 
 
-def test_a_full_disk_at_the_second_save(here: Here, recipe: Path, half_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("background", ["false", "true"])
+def test_a_disk_that_holds_one_checkpoint(
+    here: Here, recipe: Path, half_run: Path, tmp_path: Path, background: str
+) -> None:
+    """Training goes on without the saves that find no room; the last one must succeed."""
     size = sum(p.stat().st_size for p in (half_run / "checkpoints/step-00000002").iterdir())
     run, kept = tmp_path / "run", tmp_path / "kept"
-    arguments = ["train", str(recipe), "--run", str(run)]
+    arguments = ["train", str(recipe), "--run", str(run), f"checkpoint.async={background}"]
     result = _train_on_small_disk(size * 3 // 2 // 1024, run / "checkpoints", kept, *arguments)
-    line = refusal(result)
-    assert line.startswith("checkpoint of step 4 not saved: rank 0 could not write ")
-    assert "No space left on device" in line
-    assert line.endswith("free some room, earlier ones are intact")
+    assert result.returncode == 2
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3
+    for line, step in zip(lines, (4, 6, 8), strict=True):
+        assert f"checkpoint of step {step} not saved: rank 0 could not write " in line
+        assert "No space left on device" in line
+        assert line.endswith("free some room, earlier ones are intact")
     assert sorted(os.listdir(kept)) == ["LATEST", "step-00000002"]
     assert "every digest matches" in succeeded(here("checkpoint", "verify", kept / "step-00000002"))
     assert verify_checkpoint(kept / "step-00000002").step == 2
     assert _attempts(run)[-1]["outcome"] == "failed"
-    assert _steps(run) == [1, 2, 3, 4]
+    assert _steps(run) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_disk_too_full_even_for_words(recipe: Path, tmp_path: Path) -> None:

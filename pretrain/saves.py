@@ -1,0 +1,113 @@
+"""Checkpoints of a running attempt: when a save may fail, what the metrics say of it, and what must wait for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from parallel.checkpoint.background import BackgroundSaver, SaveResult
+from parallel.checkpoint.catalogue import Retention
+from parallel.checkpoint.foreground import save_and_retire
+from parallel.checkpoint.store import Progress, SaveError
+from parallel.engines.base import Engine
+from pretrain.config import CheckpointConfig
+from pretrain.guards import Guard
+from runtime.lease import Fence
+from runtime.logs import log
+
+
+class Saves:
+    """Saves one attempt's checkpoints on one rank; every rank makes the same calls, at the same steps.
+
+    `describe` says how far the run is after a step. A save that fails is told and counted; `max_failures` in a row
+    end the run. `saved` is the newest step with a published checkpoint, at first the one that the attempt began from.
+    `note_save` hears how many seconds a save took from its beginning to its end, steps between left out. All calls
+    raise LeaseLost if the run is no longer this attempt's.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        root: Path,
+        engine: Engine,
+        describe: Callable[[int, Guard], Progress],
+        saved: int,
+        fence: Fence | None = None,
+        note_save: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self._config, self._root, self._engine, self._describe = config, root, engine, describe
+        self._fence, self._note_save = fence or Fence(), note_save
+        self._retention = Retention(config.keep, config.permanent_every)
+        self._background = BackgroundSaver(root, engine, self._retention, self._fence) if config.in_background else None
+        self._failures = self._failures_in_a_row = 0
+        self._failures_allowed = config.max_failures - 1  # in a row
+        self._news: dict[str, float] = {}
+        self.saved = saved
+
+    def begin(self, step: int, guard: Guard) -> None:
+        """Save the state after `step`; in the background, once an earlier save has ended. Raises SaveError."""
+        start = time.perf_counter()
+        if self._background is None:
+            progress = self._describe(step, guard)
+            self._note(save_and_retire(self._root, self._engine, progress, self._retention, self._fence))
+        else:
+            self.finish()
+            waited = time.perf_counter()
+            self._news["checkpoint/wait_seconds"] = waited - start
+            start = waited
+            self._background.begin(self._describe(step, guard))
+        self._news["checkpoint/blocked_seconds"] = time.perf_counter() - start
+
+    def votes(self) -> tuple[int, int]:
+        """What this rank adds to the ranks' agreement; see `BackgroundSaver.votes`."""
+        return self._background.votes() if self._background is not None else (0, 0)
+
+    def advance(self, votes: tuple[int, int]) -> None:
+        """Go on with a save as the sums of all ranks' votes say. Raises SaveError after too many failures."""
+        if self._background is not None:
+            self._note(self._background.advance(*votes))
+
+    def finish(self) -> None:
+        """Wait for a save that is under way. Raises SaveError after too many failures."""
+        if self._background is not None:
+            self._note(self._background.finish())
+
+    def conclude(self, step: int, guard: Guard) -> None:
+        """See to it that the state after `step`, the run's last, is saved. Raises SaveError if it cannot be."""
+        self.finish()
+        self._failures_allowed = 0
+        if step > self.saved:
+            self.begin(step, guard)
+            self.finish()
+
+    def metrics(self) -> dict[str, float]:
+        """What is new since the last call, for a line of metrics."""
+        news, self._news = self._news, {}
+        return news
+
+    def close(self) -> None:
+        """End the writer, if there is one; a save that is under way is given up."""
+        if self._background is not None:
+            self._background.close()
+
+    def _note(self, result: SaveResult | None) -> None:
+        if result is None:
+            return
+        if result.published:
+            self.saved = result.step
+        if not result.failure:
+            self._failures_in_a_row = 0
+            self._note_save(result.seconds)
+            log.debug("saved step %d", result.step)
+            self._news |= {"checkpoint/bytes": result.bytes, "checkpoint/write_bytes_per_second": result.rate}
+            return
+        self._failures += 1
+        self._failures_in_a_row += 1
+        self._news["checkpoint/failures"] = self._failures
+        if self._failures_in_a_row <= self._failures_allowed:
+            log.warning("%s", result.failure)
+            return
+        if self._background is not None:
+            self._background.finish()  # it removes what the save has left
+        raise SaveError(result.failure)

@@ -1,0 +1,197 @@
+"""Checkpoints of a running attempt: in the background as in the foreground, and how many failures a run bears."""
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallel.checkpoint.store import LATEST, Progress, SaveError
+from parallel.mesh import Mesh
+from pretrain.build import build_engine
+from pretrain.config import CheckpointConfig, RunConfig
+from pretrain.guards import Guard, GuardConfig
+from pretrain.loop import Hooks, train
+from pretrain.saves import Saves
+from runtime.errors import LacunaError
+from runtime.signals import StopRequest
+from tests.support.feeds import whole_feed
+from tests.support.simulated import single_process
+from tests.support.tiny import tiny_config
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the engines give many
+BACKGROUND = pytest.mark.parametrize("in_background", [False, True])
+
+
+def describe(step: int, guard: Guard) -> Progress:
+    return Progress(step, step - guard.refused, step * 4, step * 64, {}, {}, guard.state())
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    with single_process(tiny_config()) as alone:
+        yield alone
+
+
+def saving(**settings: Any) -> CheckpointConfig:
+    return CheckpointConfig.parse({"keep": 100, **settings}, "test")
+
+
+def run(mesh: Mesh, root: Path, steps: int, settings: CheckpointConfig, stop_after: int | None = None) -> Any:
+    """Train from the beginning. Returns the lines of metrics; an error is raised."""
+    config = tiny_config().model_copy(update={"checkpoint": settings})
+    engine, guard, lines, stop = build_engine(config, mesh), Guard(config.guard), {}, StopRequest()
+    saves = Saves(settings, root, engine, describe, saved=0)
+
+    def report(step: int, values: dict[str, Any]) -> None:
+        lines[step] = values
+        if step == stop_after:
+            stop._note(15, None)  # as the signal handler does
+
+    try:
+        train(config, engine, whole_feed(config), range(steps), guard, Hooks(report, saves), stop)
+    finally:
+        saves.close()
+        run.lines = lines  # type: ignore[attr-defined]
+    return lines
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def names(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir())
+
+
+def test_a_background_run_publishes_the_same_bytes(mesh: Mesh, tmp_path: Path) -> None:
+    """Although its training goes on while it writes."""
+    before = set(threading.enumerate())
+    waits = run(mesh, tmp_path / "waits", 7, saving(every=2))
+    goes_on = run(mesh, tmp_path / "goes on", 7, saving(every=2, **{"async": True}))
+    assert [n for n in names(tmp_path / "waits") if n != LATEST] == [f"step-{n:08d}" for n in (2, 4, 6, 7)]
+    assert files_below(tmp_path / "waits") == files_below(tmp_path / "goes on")
+    assert [line["train/loss"] for line in waits.values()] == [line["train/loss"] for line in goes_on.values()]
+    assert {t for t in threading.enumerate() if t.name.startswith("lacuna-checkpoint")} <= before
+
+
+@BACKGROUND
+def test_metrics_of_a_save(mesh: Mesh, tmp_path: Path, in_background: bool) -> None:
+    lines = run(mesh, tmp_path, 7, saving(every=2, **{"async": in_background}))
+    news = {step: {k: v for k, v in line.items() if k.startswith("checkpoint/")} for step, line in lines.items()}
+    assert news[1] == news[2] == {}
+    assert news[3]["checkpoint/blocked_seconds"] > 0
+    told = [line for line in news.values() if "checkpoint/bytes" in line]
+    assert len(told) >= 2
+    size = sum(p.stat().st_size for p in (tmp_path / "step-00000002").glob("shard-*"))
+    for line in told:
+        assert line["checkpoint/bytes"] == size
+        assert line["checkpoint/write_bytes_per_second"] > 0
+    assert any("checkpoint/wait_seconds" in line for line in news.values()) == in_background
+    assert not any("checkpoint/failures" in line for line in news.values())
+
+
+@BACKGROUND
+def test_a_stop_waits_for_the_writer(mesh: Mesh, tmp_path: Path, in_background: bool) -> None:
+    lines = run(mesh, tmp_path, 50, saving(every=2, **{"async": in_background}), stop_after=3)
+    assert list(lines) == [1, 2, 3]
+    assert names(tmp_path) == [LATEST, "step-00000002", "step-00000003"]
+
+
+@BACKGROUND
+def test_a_diverging_run_waits_too_and_names_what_is_saved(mesh: Mesh, tmp_path: Path, in_background: bool) -> None:
+    settings = saving(every=2, **{"async": in_background})
+    config = tiny_config().model_copy(
+        update={"checkpoint": settings, "guard": GuardConfig(patience=1, spike=1e-9, minimum=2)}
+    )
+    engine = build_engine(config, mesh)
+    saves = Saves(settings, tmp_path, engine, describe, saved=0)
+    hooks = Hooks(lambda step, values: None, saves)
+    try:
+        with pytest.raises(LacunaError, match="the last good checkpoint is step 2:"):
+            train(config, engine, whole_feed(config), range(50), Guard(config.guard), hooks, StopRequest())
+    finally:
+        saves.close()
+    assert "step-00000002" in names(tmp_path)
+
+
+class BadDisk:
+    """Writes to shards of these steps fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+        self.steps, real = steps, os.write
+
+        def write(file: int, content: Any) -> int:
+            path = os.readlink(f"/proc/self/fd/{file}")
+            if any(f".step-{step:08d}" in path for step in self.steps):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(file, content)
+
+        monkeypatch.setattr(os, "write", write)
+
+
+@BACKGROUND
+def test_failures_are_counted_and_the_run_goes_on(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    """Two in a row, twice: never three."""
+    BadDisk(monkeypatch, {2, 4, 8, 10})
+    lines = run(mesh, tmp_path, 13, saving(every=2, **{"async": in_background}))
+    assert [n for n in names(tmp_path) if n != LATEST] == [f"step-{n:08d}" for n in (6, 12, 13)]
+    counts = [line["checkpoint/failures"] for line in lines.values() if "checkpoint/failures" in line]
+    assert counts == [1, 2, 3, 4]
+
+
+@BACKGROUND
+def test_too_many_failures_in_a_row_end_the_run(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    BadDisk(monkeypatch, {4, 6})
+    with pytest.raises(SaveError, match=r"^checkpoint of step 6 not saved: .*free some room, earlier ones are intact$"):
+        run(mesh, tmp_path, 50, saving(every=2, max_failures=2, **{"async": in_background}))
+    assert names(tmp_path) == [LATEST, "step-00000002"]
+    assert max(run.lines) in ((7, 8) if in_background else (6,))  # type: ignore[attr-defined]
+
+
+@BACKGROUND
+def test_the_last_save_must_succeed(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    BadDisk(monkeypatch, {5})
+    with pytest.raises(SaveError, match="checkpoint of step 5 not saved"):
+        run(mesh, tmp_path, 5, saving(every=2, **{"async": in_background}))
+    assert names(tmp_path) == [LATEST, "step-00000002", "step-00000004"]
+
+
+def test_a_save_that_failed_at_the_last_moment_is_tried_again(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop is asked for right after a save began that will fail."""
+    disk = BadDisk(monkeypatch, {4})
+    config = tiny_config()
+    engine, guard = build_engine(config, mesh), Guard(config.guard)
+    saves = Saves(saving(**{"async": True}), tmp_path, engine, describe, saved=2)
+    try:
+        saves.begin(4, guard)
+        news = saves._background.finish()  # type: ignore[union-attr]
+        assert news is not None
+        assert "step 4 not saved" in news.failure
+        disk.steps = set()
+        saves.conclude(4, guard)
+    finally:
+        saves.close()
+    assert saves.saved == 4
+    assert names(tmp_path) == [LATEST, "step-00000004"]
+
+
+def test_the_key_is_async(mesh: Mesh) -> None:
+    settings = saving(**{"async": True}, permanent_every=10)
+    assert settings.in_background
+    assert settings.model_dump()["async"] is True
+    whole = tiny_config().model_copy(update={"checkpoint": settings})
+    assert whole.model_dump(mode="json")["checkpoint"]["async"] is True
+    assert RunConfig.parse(whole.model_dump(mode="json"), "again") == whole
+    assert '"async":true' in whole.model_dump_json()
