@@ -8,9 +8,9 @@ from parallel.engines.base import Engine
 from parallel.megatron_config import transformer_config
 from parallel.mesh import Mesh
 from pretrain.config import RunConfig
-from pretrain.estimate import stages_of
 from pretrain.initialise import initialise_engine
 from pretrain.model import Transformer
+from pretrain.stage_cut import stages_of
 
 
 def build_engine(config: RunConfig, mesh: Mesh) -> Engine:

@@ -25,8 +25,8 @@ from parallel.megatron_config import transformer_config
 from parallel.mesh import Mesh, close_process_group
 from pretrain.batch import MicroBatch
 from pretrain.config import RunConfig
-from pretrain.estimate import stages_of
 from pretrain.model import Transformer
+from pretrain.stage_cut import stages_of
 from runtime.environment import RankInfo
 from runtime.errors import one_line
 from runtime.progress import ProgressBar

@@ -11,7 +11,10 @@ from pydantic import ValidationError
 from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
 from pretrain.cost import checkpoints, duration, flops
-from pretrain.estimate import DEVICES, Device, memory, stages_of, step_seconds, traffic
+from pretrain.estimate import DEVICES, Device, step_seconds
+from pretrain.memory import memory
+from pretrain.stage_cut import stages_of
+from pretrain.traffic import traffic
 from runtime.errors import UserError, suggestion
 
 _MOST_LAYOUTS = 24

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.estimate import DEVICES, Device, Memory, memory_by_stage, parameters_per_rank
+from pretrain.estimate import DEVICES, Device
+from pretrain.memory import Memory, memory_by_stage
 from pretrain.nearest_layout import keys_of, nearest_layout
+from pretrain.stage_cut import parameters_per_rank
 from runtime.errors import LacunaError, UserError, suggestion
 
 _MODULE = "pretrain.meta_rank"

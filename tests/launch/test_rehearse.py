@@ -9,7 +9,8 @@ import pytest
 
 from launch.recipe import load_recipe
 from parallel.logical import Block, Rectangle
-from pretrain.estimate import DEVICES, memory
+from pretrain.estimate import DEVICES
+from pretrain.memory import memory
 from pretrain.nearest_layout import keys_of, nearest_layout
 from runtime.errors import LacunaError
 from tests.support.command_line import refusal, succeeded

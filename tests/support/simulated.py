@@ -17,8 +17,8 @@ import torch.distributed as dist
 from parallel.megatron_config import transformer_config
 from parallel.mesh import Mesh, close_process_group
 from pretrain.config import RunConfig
-from pretrain.estimate import stages_of
 from pretrain.model import Transformer
+from pretrain.stage_cut import stages_of
 from runtime.environment import RankInfo
 
 needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="simulated ranks stand on the CPU")
