@@ -67,7 +67,7 @@ def build_ranks(config: RunConfig, world: int, show_progress: bool) -> dict[str,
 def _join(config: RunConfig, world: int, rank: int) -> Mesh:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    dist.init_process_group("cpu:fake,meta:fake", store=FakeStore(), rank=rank, world_size=world)
     mesh = Mesh.create(config.parallel, RankInfo(rank, world))
     torch.cuda.current_device = lambda: _META  # type: ignore[assignment, return-value]  # where megatron gathers into
     return replace(mesh, device=torch.device("cpu"))

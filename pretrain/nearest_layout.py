@@ -28,6 +28,7 @@ def nearest_layout(config: RunConfig, world: int, device: Device | None = None) 
         values = {
             **given.model_dump(), **axes, "recompute": again, "sequence": given.sequence and tensor > 1,
             "virtual_pipeline": given.virtual_pipeline if pipeline > 1 else 1,
+            "context_exchange": given.context_exchange if context > 1 else "gather",
         }  # fmt: skip
         try:
             candidate = RunConfig.parse({**config.model_dump(), "parallel": values}, config.name)

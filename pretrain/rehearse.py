@@ -124,7 +124,7 @@ def _mend(config: RunConfig, world: int, device: Device | None = None) -> str:
 def _build_apart(config: RunConfig, world: int, show_progress: bool) -> dict[str, Any]:
     """What `pretrain.meta_rank` says of the model under its layout."""
     asked = json.dumps({"config": config.model_dump(mode="json"), "world": world, "progress": show_progress})
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     command = [sys.executable, "-m", _MODULE]
     answer = subprocess.run(command, input=asked, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     try:

@@ -76,9 +76,9 @@ def _tensor(config: RunConfig, layout: ParallelConfig, chunks: list[Stage], micr
     """Per micro-batch and layer an all-reduce of the activations after attention and after the feed-forward, and two of
     their gradients; one after the embedding. With sequence parallelism each is a scatter and a gather, and the inputs
     of the column-parallel layers are gathered once more for their weights' gradients. Full recomputation goes forward
-    again up to the last matrix. The head: gradients of the counting rows, and three numbers a row of its chunks for the softmax;
-    with sequence parallelism the activations are gathered and their gradients scattered, and once a step the
-    gradients of the norms are summed.
+    again up to the last matrix. The head: gradients of the counting rows, and three numbers a row of its chunks for
+    the softmax; with sequence parallelism the activations are gathered and their gradients scattered, and once a step
+    the gradients of the norms are summed.
     """
     ranks, width = layout.tensor, config.model.width
     around = 2 * (ranks - 1) / ranks

@@ -76,8 +76,14 @@ def test_deepspeed_divides_what_it_shards(here: Here, zero: int, offload: str, d
 
 
 def test_a_sequence_cut_twice_is_built(here: Here) -> None:
-    keys = ["parallel.context=2", "parallel.tensor=2", "parallel.sequence=true", "objective.kind=autoregressive"]
-    said = _rehearsed(here, "demo", "--nodes", "1", "--gpus-per-node", "4", *keys, "parallel.recompute=selective")
+    keys = [
+        "parallel.context=2",
+        "parallel.context_exchange=ring",
+        "parallel.tensor=2",
+        "parallel.sequence=true",
+        "objective.kind=autoregressive",
+    ]
+    said = _rehearsed(here, "demo", "--nodes", "1", "--gpus-per-node", "4", *keys, "parallel.recompute=full")
     assert said["elements"] == load_recipe("demo", []).model.parameters().total
 
 

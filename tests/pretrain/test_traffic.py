@@ -173,7 +173,7 @@ def test_what_llada_8b_sends_in_a_step() -> None:
     tensor = (
         40 * ((10 * 32 + 4) * hidden * 7 / 8 + 2 * 7 / 8 * 3 * 4 * (4096 * 0.5005 + 128)) + 65 * 4096 * 4 * 2 * 7 / 8
     )
-    assert sent.tensor == pytest.approx(tensor, rel=1e-4)
+    assert sent.tensor == pytest.approx(tensor, rel=1e-9)
     held = (6_979_321_856 + 2 * 126_464 * 4096) // 8 + 65 * 4096
     assert sent.data == pytest.approx(held * (4 + 2) * 31 / 32, rel=1e-12)
     assert (sent.pipeline, sent.context) == (0, 0)
