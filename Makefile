@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove prove-grid clean
+.PHONY: pretrain test lint bench prove prove-grid prove-corruption clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -27,11 +27,15 @@ bench: .venv/installed
 	$(BIN)/python -m bench.run
 
 ## The longer proofs, with reports under docs/
-prove: prove-grid
+prove: prove-grid prove-corruption
 
 ## Every combination of layouts against the plain reference (about an hour on two cores, an estimate); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test
 	$(BIN)/python -m tests.prove.grid
+
+## 200 damages to checkpoints, each refused and named; rewrites a part of docs/reliability.md
+prove-corruption: .venv/installed-test
+	$(BIN)/python -m tests.prove.corruption
 
 clean:
 	rm -rf .venv build *.egg-info

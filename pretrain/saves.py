@@ -22,8 +22,8 @@ class Saves:
 
     `describe` says how far the run is after a step. A save that fails is told and counted; `max_failures` in a row
     end the run. `saved` is the newest step with a published checkpoint, at first the one that the attempt began from.
-    `note_save` hears how many seconds a save took from its beginning to its end, steps between left out. All calls
-    raise LeaseLost if the run is no longer this attempt's.
+    `note_save` hears how many seconds a last save may take, steps between left out. All calls raise LeaseLost if the
+    run is no longer this attempt's.
     """
 
     def __init__(
@@ -98,7 +98,8 @@ class Saves:
             self.saved = result.step
         if not result.failure:
             self._failures_in_a_row = 0
-            self._note_save(result.seconds)
+            # before a background save, the one that is under way must end
+            self._note_save(result.seconds * (1 if self._background is None else 2))
             log.debug("saved step %d", result.step)
             self._news |= {"checkpoint/bytes": result.bytes, "checkpoint/write_bytes_per_second": result.rate}
             return

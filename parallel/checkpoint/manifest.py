@@ -85,10 +85,11 @@ class CheckpointManifest(Settings):
         """Read and validate. Raises UserError naming the file."""
         path = directory / MANIFEST
         values = read_json(path)
-        if isinstance(values, dict) and values.get("version") != FORMAT_VERSION:
-            raise OtherFormat(_other_version(path, values.get("version")))
+        # the digest is made alike in every format, so that a damaged version is not taken for another one
         if not isinstance(values, dict) or values.pop("digest", None) != content_digest(values):
             raise damaged(path, "does not match its own digest")
+        if values.get("version") != FORMAT_VERSION:
+            raise OtherFormat(_other_version(path, values.get("version")))
         manifest = cls.parse(values, str(path))
         if fault := manifest.inconsistency():
             raise UserError(f"{path} contradicts itself ({fault}): get the checkpoint from its origin")
@@ -107,7 +108,9 @@ class CheckpointManifest(Settings):
     def require_name(self, directory: Path) -> None:
         """Raise UserError if `directory` is named after another step than the one it holds."""
         if directory.name.removeprefix("step-").lstrip("0") != str(self.step or ""):
-            raise UserError(f"{directory} holds step {self.step}: rename it to step-{self.step:08d}")
+            raise UserError(
+                f"{directory / MANIFEST} holds step {self.step}: rename {directory} to step-{self.step:08d}"
+            )
 
     def missing_elements(self) -> str | None:
         """Name a logical tensor that the blocks do not cover exactly once, or None."""

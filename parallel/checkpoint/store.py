@@ -9,9 +9,11 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 import torch
@@ -20,12 +22,11 @@ from parallel.checkpoint.catalogue import LATEST
 from parallel.checkpoint.manifest import CheckpointManifest, StoredBlock, StoredFile
 from parallel.checkpoint.reader import BlockReader
 from parallel.checkpoint.shard_file import CHUNK_BYTES, Entry, ShardWriter
-from parallel.engines.base import KINDS, Engine
+from parallel.engines.base import KINDS, Engine, Fragment
 from parallel.logical import Extent, Rectangle
 from parallel.mesh import Mesh
 from runtime.errors import UserError, one_line
 from runtime.files import (
-    fsync_directory,
     mend_of,
     publish_directory,
     remove_temporaries,
@@ -35,6 +36,7 @@ from runtime.files import (
 from runtime.lease import Fence, LeaseLost
 
 T = TypeVar("T")
+_READERS = 4
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,6 @@ def publish_checkpoint(staging: Path, final: Path, manifest: CheckpointManifest,
     manifest.write(staging)
     publish_directory(staging, final, (fence or Fence()).check)
     write_atomic(final.parent / LATEST, final.name + "\n")
-    fsync_directory(final.parent)
 
 
 class SaveError(UserError):
@@ -263,10 +264,7 @@ def load_checkpoint(directory: Path, engine: Engine, identity: dict[str, Any]) -
     try:
         for name in sorted(manifest.files)[mesh.rank :: mesh.world]:
             manifest.verify_header(directory, name)
-        with BlockReader(directory, manifest) as reader:
-            for fragment in engine.fragments():
-                for name, _, target, view in fragment.pieces():
-                    reader.read_into(fragment.kind, name, target, view)
+        _read_fragments(directory, manifest, list(engine.fragments()))
     except UserError as error:
         failure = str(error)
     failures = [f for f in mesh.gather(failure) if f]
@@ -274,6 +272,26 @@ def load_checkpoint(directory: Path, engine: Engine, identity: dict[str, Any]) -
         raise UserError(failures[0])
     engine.finish_load(manifest.updates)
     return manifest
+
+
+def _read_fragments(directory: Path, manifest: CheckpointManifest, fragments: Sequence[Fragment]) -> None:
+    """Fill `fragments`; a few at a time, so that one is read while another is hashed. Raises UserError."""
+    waiting = iter(fragments)
+    failed = Event()
+
+    def read() -> None:
+        try:
+            with BlockReader(directory, manifest) as reader:
+                while not failed.is_set() and (fragment := next(waiting, None)) is not None:
+                    for name, _, box, view in fragment.pieces():
+                        reader.read_into(fragment.kind, name, box, view)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="lacuna-load") as pool:
+        for ended in [pool.submit(read) for _ in range(_READERS)]:
+            ended.result()
 
 
 def _check_model(directory: Path, manifest: CheckpointManifest, engine: Engine, identity: dict[str, Any]) -> None:

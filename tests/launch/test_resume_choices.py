@@ -8,6 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from parallel.checkpoint.manifest import content_digest
 from pretrain.tracking.spool import read_metrics
 from tests.support.command_line import contents, lacuna, refusal, succeeded
 from tests.support.damage import flip_bit, truncate
@@ -97,7 +98,9 @@ def test_a_checkpoint_of_another_format_is_not_a_damaged_one(
 ) -> None:
     """It would be set aside, and the work in it with it."""
     path = checkpoint(run, 4) / "MANIFEST.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+    values = {**json.loads(path.read_text()), "version": 99}
+    del values["digest"]
+    path.write_text(json.dumps({**values, "digest": content_digest(values)}))
     before = contents(run)
     line = refusal(here("train", recipe, "--run", run, *options))
     assert line.startswith(f"{path} has format version 99, this code reads ")

@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 
 
-def flip_bit(path: Path, seed: int) -> str:
-    """Flip one bit of the file; returns which."""
+def flip_bit(path: Path, seed: int, size: int | None = None) -> str:
+    """Flip one bit of the file, or of its first `size` bytes; returns which."""
     data = bytearray(path.read_bytes())
-    bit = random.Random(seed).randrange(len(data) * 8)
+    bit = random.Random(seed).randrange((size or len(data)) * 8)
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
     return f"bit {bit % 8} of byte {bit // 8}"
