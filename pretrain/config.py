@@ -72,6 +72,7 @@ class TrainConfig(Settings):
     """Sizes of a step and of the run. `global_batch` and `micro_batch` count sequences.
 
     `head_chunk`: rows that go through the head at a time; the last chunk is filled up, half a chunk on average.
+    `compile`: torch.compile on each block of the model.
     `time_limit`: seconds (or a text such as `3h55m`) after which an attempt must have ended; `time_reserve` seconds of
     them are kept free beyond what a step and a save take.
     """
@@ -84,6 +85,7 @@ class TrainConfig(Settings):
     seed: int = Field(0, ge=0, lt=1 << 63)
     log_every: int = Field(1, gt=0)
     head_chunk: int = Field(256, gt=0)
+    compile: bool = False
     time_limit: Annotated[float, BeforeValidator(duration), Field(gt=0)] | None = None
     time_reserve: Annotated[float, BeforeValidator(duration), Field(ge=0)] = 60.0
 
@@ -151,7 +153,25 @@ class RunConfig(Settings):
                 f"model.layers={self.model.layers}: set parallel.pipeline={min(layout.pipeline, self.model.layers)} "
                 f"and parallel.virtual_pipeline=1"
             )
+        if train.compile:
+            self._compiles()
         return self
+
+    def _compiles(self) -> None:
+        """A block is one graph only where nothing inside it talks to other ranks; hooks too would break it up."""
+        layout = self.parallel
+        for key, breaks, mend in (
+            ("tensor", layout.tensor > 1, "1"),
+            ("context", layout.context > 1, "1"),
+            ("overlap", layout.overlap, "false"),
+            ("zero", layout.zero == 3, "2"),
+        ):
+            if breaks:
+                value = str(getattr(layout, key)).lower()
+                raise ValueError(
+                    f"train.compile=true is not offered with parallel.{key}={value}: "
+                    f"set parallel.{key}={mend} or train.compile=false"
+                )
 
     def micro_batches(self, world: int) -> int:
         """Micro-batches per step and data-parallel rank. Raises UserError if the batch does not divide."""

@@ -63,6 +63,15 @@ RING = [
     Case(4, {"context": 2, "context_exchange": "ring", "overlap": True}, "autoregressive"),
     Case(8, {"context": 2, "context_exchange": "ring", "tensor": 2, "pipeline": 2}, "masked", 1),
 ]
+# blocks compiled, with a backend that needs no compiler
+COMPILED = [
+    Case(1, {}, "autoregressive", compiled=True),
+    Case(1, {"recompute": "full"}, compiled=True),
+    Case(1, {"recompute": "selective"}, compiled=True),
+    Case(2, {"zero": 1}, compiled=True),
+    Case(2, {"pipeline": 2, "virtual_pipeline": 2}, compiled=True),
+    Case(2, {"engine": "deepspeed", "zero": 2}, "edge", 1, compiled=True),
+]
 # bf16 weights and activations with float32 masters and reduction: 8 bits of mantissa are 4e-3 a rounding
 HALF = [
     Case(1, {}, precision="bf16"),
@@ -72,7 +81,7 @@ HALF = [
     Case(2, {"engine": "deepspeed", "zero": 1}, precision="bf16"),
     Case(2, {"engine": "deepspeed", "zero": 3}, precision="bf16"),
 ]
-SPECIAL = [*LONG, *EDGE, *OPTIONS, *RING, *HALF]
+SPECIAL = [*LONG, *EDGE, *OPTIONS, *RING, *COMPILED, *HALF]
 COVER = pairwise(all_cases((1, 2, 4, 8)))
 
 Results = Callable[[Case], dict[str, Any]]
@@ -94,7 +103,7 @@ def result_of(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.mark.timeout(SECONDS_PER_LAUNCH + 60)
-@pytest.mark.parametrize("case", [*LONG, *EDGE, *OPTIONS, *RING, *COVER], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*LONG, *EDGE, *OPTIONS, *RING, *COMPILED, *COVER], ids=lambda case: case.name)
 def test_fp32_equals_the_reference(case: Case, result_of: Results) -> None:
     found = distance(case, result_of(case))
     assert found.digests_equal
@@ -115,6 +124,15 @@ def test_replicas_hold_the_same_bits(case: Case, result_of: Results) -> None:
     whole = sorted({stage // layout.tensor, stage})
     assert found["weight_copies"] == ([] if layout.zero == 3 else whole)
     assert found["state_copies"] == (whole if layout.zero == 0 else sorted({1, layout.tensor}))
+
+
+@pytest.mark.timeout(SECONDS_PER_LAUNCH + 60)
+@pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.name)
+def test_blocks_share_their_graphs(case: Case, result_of: Results) -> None:
+    """With and without padding; with one sequence also by the strides of its activations. Never one a layer."""
+    graphs = (1 if case.data == "autoregressive" else 2) * (2 if case.micro_batch == 1 else 1)
+    assert 1 <= result_of(case)["graphs"] <= graphs
+    assert result_of(case)["graph_breaks"] == {}
 
 
 @pytest.mark.timeout(SECONDS_PER_LAUNCH + 60)

@@ -38,11 +38,12 @@ class Case:
     precision: str = "fp32"
     steps: int = 5
     resumed: bool = False
+    compiled: bool = False
 
     @property
     def name(self) -> str:
         """Layout, data and micro-batch in words."""
-        switches = ["overlap"] if self.parallel.get("overlap") else []
+        switches = ["overlap"] * bool(self.parallel.get("overlap")) + ["compiled"] * self.compiled
         switches += [f"{k}={self.parallel[k]}" for k in ("recompute", "offload") if k in self.parallel]
         layout = self.config().parallel.describe(self.world)
         return " ".join([layout, *switches, self.data, f"mb{self.micro_batch}", self.precision])
@@ -58,6 +59,7 @@ class Case:
             train__global_batch=GLOBAL_BATCH,
             train__micro_batch=self.micro_batch,
             train__precision=self.precision,
+            train__compile=self.compiled,
             **{f"parallel__{key}": value for key, value in self.parallel.items()},
         )
         config.micro_batches(self.world)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 
 from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from parallel.engines.base import Engine
@@ -31,7 +32,9 @@ def run_case(case: Case, directory: Path, rank: RankInfo) -> dict[str, Any]:
     """Train the case; checkpoints after the first and the last step, and in the middle of a case that is resumed."""
     start = time.monotonic()
     mesh = Mesh.create(case.config().parallel, rank)
-    engine = build_engine(case.config(), mesh)
+    torch._dynamo.reset()
+    counters.clear()
+    engine = build_engine(case.config(), mesh, compile_backend="aot_eager")  # needs no compiler
     saved: dict[int, Path] = {}
     middle = case.steps // 2
 
@@ -42,6 +45,7 @@ def run_case(case: Case, directory: Path, rank: RankInfo) -> dict[str, Any]:
 
     result: dict[str, Any] = dict(take_steps(case, engine, range(case.steps), save))
     result |= {"first": str(saved[1]), "last": str(saved[case.steps]), "replicas": replicas(engine)}
+    result["graphs"], result["graph_breaks"] = counters["stats"]["unique_graphs"], dict(counters["graph_break"])
     if case.resumed:
         again = build_engine(case.config(), mesh)
         load_checkpoint(saved[middle], again, {})
