@@ -54,9 +54,9 @@ class Contender(Protocol):
 class _OwnBatches:
     """Times single steps on batches that were assembled before the clock starts."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, mesh: Mesh) -> None:
         self.config = config
-        self._feed = build_feed(config)
+        self._feed = build_feed(config, mesh)
 
     def __call__(self, first: int, count: int) -> Steps:
         batches = [self._feed.step(step) for step in range(first, first + count)]
@@ -77,8 +77,8 @@ class PlainLoop(_OwnBatches):
     """What one would write by hand: the same model and micro-batches, torch's AdamW and clipping, no engine."""
 
     def __init__(self, config: RunConfig) -> None:
-        super().__init__(config)
         mesh, adam = Mesh.local(), config.optimizer
+        super().__init__(config, mesh)
         self._device, self._clip = mesh.device, adam.clip
         self._model = Transformer(config.model, mesh, None, config.objective.causal, config.train.head_chunk)
         self._model.to(mesh.device)
@@ -107,7 +107,7 @@ class EngineSteps(_OwnBatches):
     def __init__(self, config: RunConfig, mesh: Mesh) -> None:
         from pretrain.build import build_engine
 
-        super().__init__(config)
+        super().__init__(config, mesh)
         self._mesh, self._guard = mesh, Guard(config.guard)
         self._engine = build_engine(config, mesh)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from bench.checkpoint import LOAD, READ, SAVE, WRITE, CheckpointResult
+from bench.communication import LayoutResult
 from bench.contenders import LOOP, MEGATRON, PLAIN
 from bench.gemm import GemmRates
 from bench.loader import OURS, FeedResult, WindowResult
@@ -121,6 +122,30 @@ def checkpoint_table(result: CheckpointResult) -> Table:
         "durable, reads back for the digest and publishes; a load reads once for the digest and once for the values."
     )
     return Table("Checkpoints", note, ["operation", "MB/s", "time to the plain operation"], rows)
+
+
+def communication_table(results: Sequence[LayoutResult]) -> Table:
+    """Two processes against one, and what they send."""
+    rows = [
+        [
+            result.name,
+            result.seconds.show(1, 1e3),
+            result.to_single.show(2, unit="×"),
+            " + ".join(f"{axis} {sent / 1e6:.2f}" for axis, sent in result.sent.items()),
+            f"{sum(result.theory.values()) / 1e6:.2f}",
+            f"{result.sent_to_theory:.4f}",
+            f"{result.own:.0f}",
+        ]
+        for result in results
+    ]
+    note = (
+        "Workload demo with micro-batches of 4, over gloo; one process with all cores against two with half of them "
+        "each. Bytes a step of the rank that sends most, counted at torch.distributed's operations and weighted as ring "
+        "algorithms send, beside `pretrain.traffic` (which takes the expected number of masked rows). Apart: what loop "
+        "and engine agree on (counts, digest, statistics, norms, flags)."
+    )
+    headings = ["layout", "ms a step", "time to one process", "MB counted", "MB theory", "counted/theory", "B apart"]
+    return Table("Two processes against one", note, headings, rows)
 
 
 def write_between_markers(path: Path, text: str) -> None:

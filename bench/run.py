@@ -17,11 +17,13 @@ import typer
 from rich.console import Console
 
 from bench.checkpoint import CheckpointResult, measure_checkpoints
+from bench.communication import LayoutResult, measure_communication
 from bench.gemm import GemmRates, measure_gemm
 from bench.loader import FeedResult, WindowResult, measure_feeds, measure_windows
 from bench.report import (
     Table,
     checkpoint_table,
+    communication_table,
     feed_table,
     gemm_table,
     step_table,
@@ -45,6 +47,7 @@ class Results:
     steps: list[StepResult]
     windows: list[WindowResult]
     feeds: list[FeedResult]
+    communication: list[LayoutResult]
     checkpoint: CheckpointResult
 
     def tables(self) -> list[Table]:
@@ -54,6 +57,7 @@ class Results:
             *(step_table(step) for step in self.steps),
             window_table(self.windows),
             feed_table(self.feeds, self.steps),
+            communication_table(self.communication),
             checkpoint_table(self.checkpoint),
         ]
 
@@ -92,9 +96,11 @@ def measure(scratch: Path, console: Console) -> Results:
     with console.status("reading windows and assembling batches"):
         windows = [measure_windows(DEMO, data, scratch, length, batch) for length, batch in _WINDOWS]
         feeds = measure_feeds(WORKLOADS, data)
+    with console.status("two processes against one, layout by layout"):
+        communication = measure_communication(data)
     with console.status("checkpoints"):
         checkpoint = measure_checkpoints(LARGER, data, scratch)
-    return Results(gemm, steps, windows, feeds, checkpoint)
+    return Results(gemm, steps, windows, feeds, communication, checkpoint)
 
 
 def main(

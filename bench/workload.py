@@ -10,6 +10,7 @@ from data_pipeline.build import build_dataset
 from data_pipeline.config import BuildConfig, DataConfig
 from data_pipeline.dataset import SampleReader
 from launch.recipe import load_recipe
+from parallel.mesh import Mesh
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
 from pretrain.flops import training_flops_per_token
@@ -81,11 +82,15 @@ def open_reader(config: RunConfig) -> SampleReader:
     return SampleReader(DataConfig(path=config.data.path), config.train.sequence_length, config.train.seed)
 
 
-def build_feed(config: RunConfig) -> Feed:
-    """The run's micro-batches, as the only data rank."""
+def build_feed(config: RunConfig, mesh: Mesh | None = None) -> Feed:
+    """The run's micro-batches: those of this rank of `mesh`, else all."""
+    mesh = mesh or Mesh.local()
     reader, train = open_reader(config), config.train
     objective = build_objective(config, reader.manifests[0].tokenizer)
-    return Feed(reader, objective, train.global_batch, train.micro_batch, data_rank=0, data_size=1)
+    return Feed(
+        reader, objective, train.global_batch, train.micro_batch,
+        mesh.data_rank, mesh.data_size, mesh.context_rank, mesh.layout.context,
+    )  # fmt: skip
 
 
 def step_flops(config: RunConfig) -> float:
