@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from runtime.files import remove_tree
 from tests.integration.test_grid import COVER, SPECIAL
 from tests.support.compare import Distance, distance
 from tests.support.grid import Case, all_cases, run_cases
 
 CASES_PER_LAUNCH = 30  # each mesh makes new groups, and a process holds only so many sockets
-SECONDS_PER_LAUNCH = 1800
+SECONDS_PER_LAUNCH = 3600
 BEGIN, END = "<!-- grid: begin -->", "<!-- grid: end -->"
 
 
@@ -29,7 +30,10 @@ def prove(cases: Sequence[Case], work: Path) -> Iterator[tuple[Case, Distance]]:
         while batch := list(islice(here, CASES_PER_LAUNCH)):
             directory = work / hashlib.sha256(repr(batch).encode()).hexdigest()[:16]
             done = directory / "results.json"
-            found = json.loads(done.read_text()) if done.exists() else run_cases(batch, directory, SECONDS_PER_LAUNCH)
+            if not done.exists():
+                remove_tree(directory)  # what a launch that was stopped has left
+                run_cases(batch, directory, SECONDS_PER_LAUNCH)
+            found = json.loads(done.read_text())
             for case, result in zip(batch, found, strict=True):
                 yield case, distance(case, result)
             print(f"world {world}: {len(batch)} cases", file=sys.stderr, flush=True)
