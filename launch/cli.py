@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launch.commands import checkpoint, config, data, model, run, track
+from launch.commands import checkpoint, config, data, model, run, submit, track
 from runtime.errors import LacunaError, one_line
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(track.app, name="track")
 run.register(app)
 model.register(app)
+submit.register(app)
 
 _DEBUG = "LACUNA_DEBUG"
 

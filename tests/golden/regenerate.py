@@ -1,4 +1,4 @@
-"""Golden values: what noise, weights and batches must stay, so that a change of them is noticed.
+"""Golden values: what noise, weights, batches and job scripts must stay, so that a change of them is noticed.
 
 A run continued by code that draws other noise is another run. After a wanted change, write the files anew with
 
@@ -11,12 +11,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from launch.slurm.script import render
 from parallel.logical import Rectangle
 from pretrain.initialise import initial_values
 from pretrain.objectives.noise import NoiseSource
 from runtime.files import digest_bytes
 from tests.support.feeds import whole_feed
 from tests.support.reference_model import logical_shapes
+from tests.support.slurm_jobs import golden_jobs
 from tests.support.tiny import tiny_config
 
 _NOISE_CASES: list[dict[str, Any]] = [
@@ -78,6 +80,8 @@ def main() -> None:
     """Write every golden file."""
     for name, values in GOLDEN.items():
         (Path(__file__).parent / name).write_text(json.dumps(values(), indent=1) + "\n")
+    for name, job in golden_jobs().items():
+        (Path(__file__).parent / f"{name}.sbatch").write_text(render(job))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""`python -m launch.slurm.begin RUN NODE…`: the script's first question. Prints the number of the new attempt.
+
+Prints nothing if there is nothing to do; ends with code 1 if attempt after attempt has brought no checkpoint (a
+job that takes its node down never comes to its verdict).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from launch.slurm.attempts import begin_attempt, end_attempt, fruitless, saved_step
+from launch.slurm.health import note_expectations
+from launch.slurm.record import read_submission, stop_requested
+from pretrain.config import RunConfig
+from pretrain.run_directory import RunDirectory
+from runtime.errors import LacunaError, UserError, one_line
+from runtime.settings import read_yaml
+
+
+def begin(root: Path, nodes: list[str]) -> int | None:
+    """Register the attempt, or None if the run is finished or was told to stop. Raises LacunaError to give up."""
+    directory = RunDirectory(root)
+    config = RunConfig.parse(read_yaml(directory.config), str(directory.config))
+    submission = read_submission(directory)
+    if submission is None:
+        raise UserError(f"{root} was not submitted: use `lacuna submit`")
+    if saved_step(directory) >= config.train.steps:
+        print(f"{root} is finished: nothing to do", file=sys.stderr)
+        return None
+    if stop_requested(directory):
+        print(f"{root} was told to stop; `lacuna requeue` or `lacuna submit` continues it", file=sys.stderr)
+        return None
+    job = os.environ.get("SLURM_JOB_ID", "")
+    ranks = submission.ranks
+    attempt = begin_attempt(directory, ranks, config.parallel.describe(ranks), nodes, os.environ)
+    tries = fruitless(directory, [*submission.jobs, job])
+    if tries > submission.give_up_after:
+        reason = f"{tries - 1} attempts in a row brought no checkpoint: see {directory.root / 'logs'}"
+        end_attempt(directory, attempt, "failed", 1, reason)
+        raise LacunaError(reason)
+    note_expectations(directory, attempt)
+    return attempt
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point; returns the exit code."""
+    try:
+        attempt = begin(Path(arguments[0]), arguments[1:])
+    except LacunaError as error:
+        print(f"lacuna: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    if attempt is not None:
+        print(attempt)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,105 @@
+"""Slurm's own commands, called without a shell. Its client is the one interface that every version has."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime.errors import PreflightError, UserError, one_line
+
+_SECONDS = 60.0
+_NO_ANSWER = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Connection refused",
+    "Zero Bytes were",
+    "communication connection failure",
+    "Slurm backup controller in standby",
+    "temporarily unable",
+)
+
+
+class NoAnswer(PreflightError):
+    """The controller did not answer: it may or may not have done what it was asked."""
+
+
+class Refused(UserError):
+    """Slurm answered, and said no."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job in the queue. `comment` is what its submission wrote there; `left` is Slurm's text, such as `1:02:03`."""
+
+    identity: str
+    state: str
+    reason: str
+    left: str
+    nodes: str
+    comment: str
+
+
+def have_slurm() -> bool:
+    """Whether this machine can submit at all."""
+    return shutil.which("sbatch") is not None
+
+
+def call(*command: str, seconds: float = _SECONDS) -> str:
+    """Standard output of a Slurm command. Raises NoAnswer or Refused with Slurm's words, PreflightError without it."""
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        raise PreflightError(f"{command[0]} is not on this machine: submit from a login node of the cluster") from None
+    except subprocess.TimeoutExpired:
+        raise NoAnswer(f"{command[0]} got no answer within {seconds:g} s: is slurmctld up?") from None
+    if result.returncode == 0:
+        return result.stdout
+    said = one_line(Exception(result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}"))
+    if any(words.lower() in said.lower() for words in _NO_ANSWER):
+        raise NoAnswer(f"{command[0]}: {said}: is slurmctld up?")
+    raise Refused(f"{command[0]}: {said}")
+
+
+def queued(name: str) -> list[QueuedJob]:
+    """Jobs of this name that wait or run, oldest first. Raises as `call` does."""
+    text = call("squeue", "--noheader", f"--name={name}", "--format=%A|%T|%r|%L|%N|%k")
+    jobs = []
+    for line in text.splitlines():
+        identity, state, reason, left, nodes, comment = line.split("|", 5)
+        jobs.append(QueuedJob(identity, state, reason, left, nodes, comment))
+    return sorted(jobs, key=lambda job: int(job.identity))
+
+
+def job_fields(job: str) -> dict[str, str]:
+    """`scontrol show job` as a mapping; empty if Slurm has forgotten the job. Raises NoAnswer."""
+    try:
+        text = call("scontrol", "--oneliner", "show", "job", job)
+    except Refused:
+        return {}
+    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+
+def submit_script(script: str, directory: str, comment: str) -> str:
+    """Submit `script` from `directory`; returns the job id. Raises as `call` does."""
+    answer = call("sbatch", "--parsable", f"--chdir={directory}", f"--comment={comment}", script)
+    return answer.strip().partition(";")[0]
+
+
+def test_script(script: str, directory: str) -> None:
+    """Ask Slurm whether it would take `script`; nothing is submitted. Raises Refused with its words."""
+    call("sbatch", "--test-only", f"--chdir={directory}", script)
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Remove jobs from the queue. Raises as `call` does."""
+    if jobs:
+        call("scancel", *jobs)
+
+
+def warn(job: str) -> None:
+    """Send a running job's script the signal that it also gets before the time limit."""
+    call("scancel", "--batch", "--signal=USR2", job)

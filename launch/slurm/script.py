@@ -1,0 +1,208 @@
+"""The job script, written to be read. What comes from outside is either checked by `ClusterConfig` or quoted here.
+
+Decisions are not the script's: it starts things, passes signals on, and asks `launch.slurm` what to do next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.slurm.cluster import ClusterConfig
+from runtime.errors import UserError
+
+_SIGNALS = """\
+# Before the time limit or a preemption Slurm warns this shell: the ranks save after the step they are in, and end.
+step='' asked=''
+ask() { asked=--asked; [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null; }
+trap ask USR2 TERM
+
+# Run a command to its end and keep its exit code; in the background, since bash hears signals only while it waits.
+attend() {
+    "$@" &
+    step=$!
+    [ -z "$asked" ] || kill -USR2 "$step"
+    while wait "$step"; code=$?; kill -0 "$step" 2>/dev/null; do :; done
+    wait "$step"; last=$?
+    [ "$last" = 127 ] || code=$last
+    step=''
+}"""
+
+_MEET = """\
+# Where the ranks meet: the first node, by its address if its name does not resolve.
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${nodes%%$'\\n'*}
+getent hosts "$first" >/dev/null || first=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
+export MASTER_ADDR="$first" MASTER_PORT=$((20000 + (7 * SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 20000))"""
+
+_BEGIN = """\
+# Register this attempt. No number: the run is finished, or was told to stop.
+attempt=$("${python[@]}" -m launch.slurm.begin "$run" $nodes) || exit
+[ -n "$attempt" ] || exit 0"""
+
+_SHOW = """\
+# Show the run to MLflow while this script lives.
+"${python[@]}" -m launch.slurm.show "$run" $$ &
+shown=$!"""
+
+_SHOWN = """\
+# At the end of the run MLflow gets the rest, and how it ended.
+[ "$action" = requeue ] || { kill "$shown"; wait "$shown"; timeout 120 "${python[@]}" -m launch.slurm.show "$run"; }"""
+
+_TRAIN = """\
+# Train. srun ends all ranks once one fails and then reports their end, so each rank notes its own exit code.
+rank='trap : USR2 TERM; "$@"; code=$?
+[ $code = 0 ] || echo "$code $SLURMD_NODENAME" >"$EXITS/exit-$(printf %05d "$SLURM_PROCID")"; exit $code'
+if [ "$code" = 0 ] && [ -z "$asked" ]; then
+    stage=train
+    EXITS="$run/logs/$attempt" attend srun {options} \\
+        bash -c "$rank" rank "${{python[@]}}" -m launch.worker "$run"
+fi"""
+
+_VERDICT = """\
+# What now? `requeue [NODES TO EXCLUDE]`, `end CODE` or, for a whole chain, `cancel CODE`; run.json says why.
+verdict=$(scontrol show job "$SLURM_JOB_ID" \\
+    | "${python[@]}" -m launch.slurm.verdict "$run" "$attempt" "$stage" "$code" $asked) || verdict="end $code"
+read -r action argument <<<"$verdict\""""
+
+_CLEAN = """\
+# The folders on the nodes go.
+srun --ntasks-per-node=1 --ntasks="$SLURM_NNODES" rm -rf -- "$TMPDIR\""""
+
+_CANCEL = """\
+# The other links of the chain could not do better.
+[ "$action" != cancel ] || scancel --state=PENDING --name="$SLURM_JOB_NAME\""""
+
+_REQUEUE = """\
+# Last of all, since a requeue ends this script: back into the queue.
+[ "$action" = requeue ] || exit "$argument"
+trap '' TERM
+for pause in 1 2 4 8 16 32; do
+    scontrol requeue "$SLURM_JOB_ID" && break
+    sleep "$pause"
+done
+[ -z "$argument" ] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$argument"
+exit 75"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a script depends on. `run` is absolute; `exclude`: names of nodes to stay away from."""
+
+    run: Path
+    name: str
+    layout: str
+    nodes: int
+    ranks_per_node: int
+    cluster: ClusterConfig
+    python: str
+    time: str | None = None
+    chain: int = 1
+    exclude: tuple[str, ...] = ()
+    tracking: bool = False
+
+    @property
+    def requeues(self) -> bool:
+        """Whether the job goes back into the queue; links of a chain do not, the next one continues."""
+        return self.cluster.requeue and self.chain == 1
+
+
+def job_name(run: Path) -> str:
+    """A name that only jobs of this run have: Slurm runs one job of a name at a time (`singleton`)."""
+    readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", run.name)[:40].strip("-.") or "run"
+    return f"lacuna-{readable}-{hashlib.sha256(str(run).encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def check_run_path(run: Path) -> None:
+    """Raise UserError for paths that Slurm or a log line would take for something else."""
+    if not all(letter.isprintable() for letter in str(run)) or set(str(run)) & set("%\\"):
+        raise UserError(f"--run {str(run)!r}: Slurm cannot work with control characters, % or \\ in it: use another")
+
+
+def render(job: Job) -> str:
+    """The text of `submit.sbatch`. Raises UserError for a run path that Slurm cannot have."""
+    check_run_path(job.run)
+    cluster, blocks = job.cluster, [_header(job)]
+    blocks.append(f"run={shlex.quote(str(job.run))}\npython=({shlex.join([*cluster.container, job.python, '-P'])})")
+    blocks.append(_SIGNALS)
+    if cluster.modules or cluster.environment or cluster.setup:
+        blocks.append(_site(cluster))
+    blocks += [_MEET, _BEGIN]
+    if cluster.scratch:
+        blocks.append(_scratch(cluster.scratch))
+    if job.tracking:
+        blocks.append(_SHOW)
+    blocks += [_health(cluster), _TRAIN.format(options=shlex.join(_step_options(cluster))), _VERDICT]
+    if cluster.scratch:
+        blocks.append(_CLEAN)
+    if job.tracking:
+        blocks.append(_SHOWN)
+    if job.chain > 1:
+        blocks.append(_CANCEL)
+    return "\n\n".join([*blocks, _REQUEUE]) + "\n"
+
+
+def _header(job: Job) -> str:
+    cluster = job.cluster
+    pairs: list[tuple[str, object]] = [
+        ("job-name", job_name(job.run)),
+        ("nodes", job.nodes),
+        ("ntasks-per-node", job.ranks_per_node),
+        ("cpus-per-task", cluster.cpus_per_task),
+        *_gpus(job),
+        ("mem", cluster.memory),
+        ("time", job.time or cluster.time),
+        ("partition", cluster.partition),
+        ("account", cluster.account),
+        ("qos", cluster.qos),
+        ("constraint", cluster.constraint),
+        ("exclude", ",".join(job.exclude)),
+        ("output", "logs/slurm-%j.out"),
+        ("open-mode", "append"),
+        ("signal", f"B:USR2@{cluster.grace}"),
+        ("dependency", "singleton"),
+    ]
+    flags = ["--exclusive"] * cluster.exclusive + ["--requeue" if job.requeues else "--no-requeue", *cluster.sbatch]
+    what = f"{job.nodes} node(s) with {job.ranks_per_node} rank(s) each: {job.layout}"
+    lines = ["#!/bin/bash", f"# {what}", "# Written by `lacuna submit`. By hand: sbatch submit.sbatch, in this folder."]
+    lines += [f"#SBATCH --{name}={value}" for name, value in pairs if value not in (None, "")]
+    return "\n".join([*lines, *(f"#SBATCH {flag}" for flag in flags)])
+
+
+def _gpus(job: Job) -> list[tuple[str, object]]:
+    cluster = job.cluster
+    count = f"{cluster.gpu_type}:{job.ranks_per_node}" if cluster.gpu_type else str(job.ranks_per_node)
+    return {
+        "none": [],
+        "gpus-per-node": [("gpus-per-node", count)],
+        "gres": [("gres", f"gpu:{count}")],
+    }[cluster.gpus]  # type: ignore[return-value]  # mypy joins the lists' types
+
+
+def _site(cluster: ClusterConfig) -> str:
+    lines = ["# The cluster"]
+    lines += [f"module load {shlex.quote(module)}" for module in cluster.modules]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+    return "\n".join([*lines, *cluster.setup])
+
+
+def _scratch(folder: str) -> str:
+    return (
+        "# A folder on every node, made by the health check\n"
+        f'export TMPDIR={shlex.quote(folder.rstrip("/"))}/lacuna-"$SLURM_JOB_ID"'
+    )
+
+
+def _health(cluster: ClusterConfig) -> str:
+    return (
+        "# Every node must see the run, its data and this Python.\n"
+        'stage=health\nattend srun --ntasks-per-node=1 --ntasks="$SLURM_NNODES" --kill-on-bad-exit=0 --label \\\n'
+        f'    timeout {cluster.health_seconds} "${{python[@]}}" -m launch.slurm.health "$run" "$attempt"'
+    )
+
+
+def _step_options(cluster: ClusterConfig) -> list[str]:
+    return ["--kill-on-bad-exit=1", "--label", f"--cpus-per-task={cluster.cpus_per_task}", *cluster.srun_options]

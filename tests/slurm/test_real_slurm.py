@@ -1,0 +1,182 @@
+"""Whole runs on a real Slurm: submitted, warned, requeued, chained, broken. Skipped where there can be no lab."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from parallel.checkpoint.catalogue import list_checkpoints
+from pretrain.tracking.spool import read_metrics
+from tests.support.command_line import refusal, succeeded
+from tests.support.slurm_lab import SlurmLab, wait_for
+
+ENDLESS = ["train.steps=1000000", "checkpoint.every=1000000"]
+Cluster = Callable[..., Path]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    """Writes a cluster file for the lab with the given keys changed."""
+
+    def write(**changes: Any) -> Path:
+        values = {"name": "lab", "cpus_per_task": 1, "memory": "2G", "time": "00:10:00", "grace": 60} | changes
+        (tmp_path / "lab.yaml").write_text(yaml.safe_dump(values))
+        return tmp_path / "lab.yaml"
+
+    return write
+
+
+def _python(folder: Path, fault: str) -> str:
+    """An interpreter on which something is wrong: `fault` is shell code that runs before it."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\n{fault}\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def _submit(lab: SlurmLab, recipe: Path, cluster: Path, run: Path, *options: str) -> list[str]:
+    common = ["--cluster", cluster, "--nodes", "2", "--gpus-per-node", "1", "--run", run, "--json"]
+    jobs: list[str] = json.loads(succeeded(lab.lacuna("submit", recipe, *common, *options)))["jobs"]
+    return jobs
+
+
+def _attempts(run: Path) -> list[dict[str, Any]]:
+    attempts: list[dict[str, Any]] = json.loads((run / "run.json").read_text())["attempts"]
+    return attempts
+
+
+def _lines(run: Path, attempt: int) -> int:
+    path = run / "metrics.jsonl"
+    return sum(line["run/attempt"] == attempt for line in read_metrics(path)) if path.exists() else 0
+
+
+def _steps_once_each(run: Path) -> int:
+    """The last step of the run, all of whose steps must stand in its metrics once."""
+    steps = [line["step"] for line in read_metrics(run / "metrics.jsonl")]
+    assert steps == list(range(1, len(steps) + 1))
+    return len(steps)
+
+
+def _log(run: Path, job: str) -> str:
+    return (run / f"logs/slurm-{job}.out").read_text()
+
+
+def test_a_bad_node_is_left_out_and_the_run_finishes_on_two_others(
+    lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
+) -> None:
+    """Health step, list of bad nodes, requeue with an exclusion, two nodes that train to the end."""
+    fault = 'case "$SLURMD_NODENAME $*" in "node1 "*launch.slurm.health*) exit 9;; esac'
+    file, run = cluster(python=_python(tmp_path, fault)), tmp_path / "run"
+    (job,) = _submit(lab, small_recipe, file, run)
+    assert lab.wait_for_end(job) == "COMPLETED", _log(run, job)
+    first, second = _attempts(run)
+    assert first["outcome"] == "failed"
+    assert first["reason"] == "health check: node1: the health check did not report"
+    assert (second["outcome"], second["restart"], second["nodes"]) == ("finished", 1, ["node2", "node3"])
+    assert _steps_once_each(run) == 8
+    assert [entry.step for entry in list_checkpoints(run / "checkpoints") if entry.valid] == [4, 6, 8]
+    dry = lab.lacuna("submit", small_recipe, "--cluster", file, "--gpus-per-node", "1", "--run", run, "--dry-run")
+    assert "#SBATCH --exclude=node1\n" in succeeded(dry)
+    (lab.root / "home/lacuna/bad-nodes-lab.json").unlink()
+
+
+def test_before_the_time_limit_it_saves_requeues_and_goes_on_until_it_is_told_to_stop(
+    lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
+) -> None:
+    """Slurm's own warning, 20 s after the start at the latest; then `lacuna stop`."""
+    run = tmp_path / "run"
+    (job,) = _submit(lab, small_recipe, cluster(time="2", grace=100), run, *ENDLESS)
+    wait_for(
+        "a second attempt that trains", lambda: lab.restarts(job) > 0 and _lines(run, len(_attempts(run)) - 1) > 3, 120
+    )
+    succeeded(lab.lacuna("stop", run))
+    assert lab.wait_for_end(job) == "FAILED"
+    assert lab.job(job, "ExitCode") == "75:0"
+    attempts = _attempts(run)
+    assert [a["restart"] for a in attempts] == list(range(len(attempts)))
+    assert {(a["outcome"], a["exit_code"]) for a in attempts} == {("stopped", 75)}
+    assert attempts[-1]["from_step"] > 0
+    last = _steps_once_each(run)
+    assert [entry.step for entry in list_checkpoints(run / "checkpoints")][-1] == last
+    assert f"stopped at step {attempts[-1]['from_step']} of 1000000 on request" in _log(run, job)
+
+
+def test_the_guilty_rank_is_named_and_a_crash_loop_ends(
+    lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
+) -> None:
+    fault = 'case "$SLURM_PROCID $*" in "1 "*launch.worker*) exit 42;; esac'
+    run = tmp_path / "run"
+    (job,) = _submit(lab, small_recipe, cluster(python=_python(tmp_path, fault), give_up_after=2), run)
+    assert lab.wait_for_end(job) == "FAILED"
+    assert lab.job(job, "ExitCode") == "42:0", _log(run, job)
+    reasons = [a["reason"] for a in _attempts(run)]
+    assert len(reasons) == 2
+    assert reasons[0] == f"rank 1 on node2 ended with code 42 and no word; see {run}/logs/0"
+    assert reasons[1].endswith("; 2 attempts in a row brought no checkpoint: given up")
+
+
+def test_a_chain_of_three_jobs_is_one_training(
+    lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    jobs = _submit(lab, small_recipe, cluster(), run, "--chain", "3", "train.steps=300", "checkpoint.every=1000")
+    assert len(jobs) == 3
+    line = refusal(lab.lacuna("submit", small_recipe, "--cluster", cluster(), "--gpus-per-node", "1", "--run", run))
+    assert f"has jobs in the queue: {', '.join(jobs)}; " in line
+    for link in range(2):
+        wait_for(f"steps of link {link}", lambda link=link: _lines(run, link) > 2, 120)
+        lab.run("scancel", "--batch", "--signal=USR2", jobs[link])
+    assert [lab.wait_for_end(job) for job in jobs] == ["FAILED", "FAILED", "COMPLETED"]
+    assert [(a["job"], a["exit_code"]) for a in _attempts(run)] == list(zip(jobs, [75, 75, 0], strict=True))
+    assert _steps_once_each(run) == 300
+
+
+def test_slurmctld_killed_as_it_takes_the_job(
+    lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch is heard by the controller, and the answer never comes: still there is one job."""
+    real, mark = lab.run("which", "sbatch").strip(), tmp_path / "mark"
+    sbatch = tmp_path / "bin/sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(
+        f'#!/bin/sh\ncase "$*" in *--test-only*) exec {real} "$@";; esac\n[ -e {mark} ] && exec {real} "$@"\n'
+        f'touch {mark}\n{real} "$@" >/dev/null\nsleep 1\nkill -9 $(cat {lab.root}/slurmctld.pid)\n'
+        "echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2\nexit 1\n"
+    )
+    sbatch.chmod(0o755)
+    lab.run("scontrol", "update", "NodeName=node[1-3]", "State=DRAIN", "Reason=test")
+    environment = lab.environment | {"PATH": f"{sbatch.parent}:{lab.environment['PATH']}"}
+    command = [sys.executable, "-m", "launch.cli", "submit", small_recipe, "--cluster", cluster(), "--gpus-per-node"]
+    process = subprocess.Popen(
+        [*map(str, command), "1", "--run", str(tmp_path / "run"), "--json"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for("sbatch", mark.exists, 60)
+    time.sleep(3)
+    lab.start_controller()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert lab.run("squeue", "-h", "-o", "%A").split() == json.loads(out)["jobs"]
+    lab.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
+
+
+def test_what_slurm_would_leave_waiting_forever_is_refused(
+    lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
+) -> None:
+    def line(*options: str, **changes: Any) -> str:
+        common = ["--cluster", cluster(**changes), "--gpus-per-node", "1", "--run", tmp_path / "run"]
+        result = lab.lacuna("submit", small_recipe, *common, *options)
+        return refusal(result, result.returncode)
+
+    assert "--nodes 8 is more than the 3 nodes of partition train" in line("--nodes", "8")
+    assert "--time 3:00:00 is above the limit 2:00:00 of partition train" in line("--time", "3:00:00")
+    assert "partition 'nope' does not exist" in line(partition="nope")
+    assert not (tmp_path / "run").exists()
+    assert "Invalid feature specification" in line(constraint="volta")
+    assert lab.run("squeue", "-h") == ""
