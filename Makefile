@@ -7,20 +7,29 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove prove-grid prove-corruption clean
+.PHONY: pretrain test lint bench prove prove-grid prove-corruption clean slurm
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
 	$(BIN)/lacuna demo --out runs/demo
 
 ## Everything that checks the project
-test: .venv/installed-test lint
+test: .venv/installed-test slurm lint
 	$(BIN)/python -m pytest
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+## Slurm's daemons for the tests that run jobs, where there are root and apt-get; elsewhere those tests are skipped
+slurm:
+	@if command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing Slurm for the tests"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; } \
+		|| echo "Slurm could not be installed: the tests that need it are skipped"; \
+	else echo "neither Slurm nor root and apt-get are here: the tests that need a real Slurm are skipped"; fi
 
 ## Speed against this machine's own limits, in one run; see docs/benchmarks.md
 bench: .venv/installed

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launch.commands import checkpoint, config, data, model, run, submit, track
+from launch.commands import checkpoint, config, data, model, run, status, submit, track
 from runtime.errors import LacunaError, one_line
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(track.app, name="track")
 run.register(app)
 model.register(app)
 submit.register(app)
+status.register(app)
 
 _DEBUG = "LACUNA_DEBUG"
 

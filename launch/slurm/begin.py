@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from launch.slurm.attempts import begin_attempt, end_attempt, fruitless, saved_step
@@ -15,8 +16,11 @@ from launch.slurm.health import note_expectations
 from launch.slurm.record import read_submission, stop_requested
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
+from runtime.claims import file_system_time, newest_claim
 from runtime.errors import LacunaError, UserError, one_line
 from runtime.settings import read_yaml
+
+_PAUSE = 5.0
 
 
 def begin(root: Path, nodes: list[str]) -> int | None:
@@ -33,6 +37,7 @@ def begin(root: Path, nodes: list[str]) -> int | None:
         print(f"{root} was told to stop; `lacuna requeue` or `lacuna submit` continues it", file=sys.stderr)
         return None
     job = os.environ.get("SLURM_JOB_ID", "")
+    _let_go(root, config.lease.stale, job)
     ranks = submission.ranks
     attempt = begin_attempt(directory, ranks, config.parallel.describe(ranks), nodes, os.environ)
     tries = fruitless(directory, [*submission.jobs, job])
@@ -42,6 +47,20 @@ def begin(root: Path, nodes: list[str]) -> int | None:
         raise LacunaError(reason)
     note_expectations(directory, attempt)
     return attempt
+
+
+def _let_go(root: Path, stale: float, job: str) -> None:
+    """Wait until an attempt of another job, which Slurm has ended, counts as dead by its lease."""
+    claim, told = newest_claim(root), False
+    while claim is not None and claim.holder is not None and not claim.holder.released and claim.holder.job != job:
+        silent = (file_system_time(root) - claim.mtime) / 1e9
+        if claim.holder.job is None or not 0 <= silent < stale:
+            return
+        if not told:
+            print(f"waiting for the lease of an earlier job to run out: {claim.describe()}", file=sys.stderr)
+        told = True
+        time.sleep(min(stale - silent, _PAUSE))
+        claim = newest_claim(root)
 
 
 def main(arguments: list[str]) -> int:

@@ -18,7 +18,9 @@ _NO_ANSWER = (
     "communication connection failure",
     "Slurm backup controller in standby",
     "temporarily unable",
+    "configuration source",
 )
+_NO_NODES = "Requested node configuration is not available"
 
 
 class NoAnswer(PreflightError):
@@ -34,6 +36,7 @@ class QueuedJob:
     """A job in the queue. `comment` is what its submission wrote there; `left` is Slurm's text, such as `1:02:03`."""
 
     identity: str
+    name: str
     state: str
     reason: str
     left: str
@@ -64,23 +67,11 @@ def call(*command: str, seconds: float = _SECONDS) -> str:
     raise Refused(f"{command[0]}: {said}")
 
 
-def queued(name: str) -> list[QueuedJob]:
-    """Jobs of this name that wait or run, oldest first. Raises as `call` does."""
-    text = call("squeue", "--noheader", f"--name={name}", "--format=%A|%T|%r|%L|%N|%k")
-    jobs = []
-    for line in text.splitlines():
-        identity, state, reason, left, nodes, comment = line.split("|", 5)
-        jobs.append(QueuedJob(identity, state, reason, left, nodes, comment))
+def queued(*names: str) -> list[QueuedJob]:
+    """Jobs of these names that wait or run, oldest first. Raises as `call` does."""
+    text = call("squeue", "--noheader", f"--name={','.join(names)}", "--format=%A|%j|%T|%r|%L|%N|%k")
+    jobs = [QueuedJob(*line.split("|", 6)) for line in text.splitlines()]
     return sorted(jobs, key=lambda job: int(job.identity))
-
-
-def job_fields(job: str) -> dict[str, str]:
-    """`scontrol show job` as a mapping; empty if Slurm has forgotten the job. Raises NoAnswer."""
-    try:
-        text = call("scontrol", "--oneliner", "show", "job", job)
-    except Refused:
-        return {}
-    return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
 def submit_script(script: str, directory: str, comment: str) -> str:
@@ -89,9 +80,19 @@ def submit_script(script: str, directory: str, comment: str) -> str:
     return answer.strip().partition(";")[0]
 
 
-def test_script(script: str, directory: str) -> None:
-    """Ask Slurm whether it would take `script`; nothing is submitted. Raises Refused with its words."""
-    call("sbatch", "--test-only", f"--chdir={directory}", script)
+def test_script(script: str, directory: str) -> str:
+    """Ask Slurm whether it would take `script`; nothing is submitted. Returns a doubt to tell, or an empty string.
+
+    Raises Refused with Slurm's words. It says the same of nodes that are drained just now as of nodes that cannot be;
+    only the latter are refused by a submission.
+    """
+    try:
+        call("sbatch", "--test-only", f"--chdir={directory}", script)
+    except Refused as error:
+        if _NO_NODES not in str(error):
+            raise
+        return "no node that is up could run this job now: it waits until that changes"
+    return ""
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -103,3 +104,8 @@ def cancel(jobs: Sequence[str]) -> None:
 def warn(job: str) -> None:
     """Send a running job's script the signal that it also gets before the time limit."""
     call("scancel", "--batch", "--signal=USR2", job)
+
+
+def release(job: str) -> None:
+    """Let a job that Slurm holds back (after a failed prolog, say) wait for nodes again. Raises as `call` does."""
+    call("scontrol", "release", job)

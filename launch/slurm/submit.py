@@ -20,7 +20,7 @@ from launch.slurm.bad_nodes import bad_nodes, bad_nodes_file
 from launch.slurm.client import NoAnswer, Refused, have_slurm, queued, submit_script, test_script
 from launch.slurm.cluster import ClusterConfig
 from launch.slurm.preflight import check_limits, check_memory, check_room, seconds
-from launch.slurm.record import Submission, request_stop, write_submission
+from launch.slurm.record import Submission, read_submission, request_stop, write_submission
 from launch.slurm.script import Job, check_run_path, job_name, render
 from launch.train import check_before_start, resolve_paths
 from pretrain.config import RunConfig
@@ -71,7 +71,10 @@ def prepare(request: Request) -> Prepared:
     check_before_start(config, RunDirectory(run), ranks)
     check_room(run, found["checkpoints"]["bytes"])
     if have_slurm():
-        check_limits(cluster, request.nodes, limit)
+        try:
+            check_limits(cluster, request.nodes, limit)
+        except NoAnswer as error:  # a dry run needs no Slurm, and a submission will ask again
+            print(f"lacuna: not compared with the partition's limits: {error}", file=sys.stderr)
     job = Job(
         run=run,
         name=config.name,
@@ -110,10 +113,26 @@ def submit(prepared: Prepared, patience: float = _PATIENCE) -> list[str]:
         listed = ", ".join(job.identity for job in there)
         raise UserError(f"{request.run} has jobs in the queue: {listed}; `lacuna stop {request.run}` takes them back")
     submission = _write(prepared, directory, name)
+    return _enqueue(directory, submission, patience)
+
+
+def submit_again(directory: RunDirectory, patience: float = _PATIENCE) -> list[str]:
+    """Put the run's job, as it was submitted before, into the queue anew. Returns its id. Raises as `submit` does."""
+    last = read_submission(directory)
+    if last is None or not (directory.root / SCRIPT).exists():
+        raise UserError(f"{directory.root} was not submitted: use `lacuna submit`")
+    submission = replace(last, token=uuid.uuid4().hex, wanted=1, jobs=[])
+    write_submission(directory, submission)
+    return _enqueue(directory, submission, patience)
+
+
+def _enqueue(directory: RunDirectory, submission: Submission, patience: float) -> list[str]:
     script = directory.root / SCRIPT
-    test_script(str(script), str(directory.root))
+    doubt = test_script(str(script), str(directory.root))
+    if doubt:
+        print(f"lacuna: {doubt}", file=sys.stderr)
     for number in range(submission.wanted):
-        job = _submit_once(script, name, f"{submission.token}-{number}", patience)
+        job = _submit_once(script, submission.name, f"{submission.token}-{number}", patience)
         submission = replace(submission, jobs=[*submission.jobs, job])
         write_submission(directory, submission)
     return submission.jobs

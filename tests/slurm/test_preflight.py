@@ -9,6 +9,7 @@ from launch.slurm.cluster import ClusterConfig, load_cluster, shipped_clusters
 from launch.slurm.preflight import check_memory, check_room, seconds
 from launch.slurm.submit import check_syntax
 from runtime.errors import PreflightError, UserError
+from tests.support.command_line import lacuna, refusal, succeeded
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,17 @@ def test_setup_lines_that_are_no_whole_commands() -> None:
     check_syntax("echo a")
     with pytest.raises(UserError, match="the setup lines of the cluster file are no whole shell commands"):
         check_syntax("if true; then\n")
+
+
+def test_a_dry_run_prints_the_script_writes_nothing_and_shows_no_secret(small_recipe: Path, tmp_path: Path) -> None:
+    options = ["--nodes", "1", "--gpus-per-node", "2", "--cluster", "cpu", "--run", tmp_path / "run", "--dry-run"]
+    secret = ["tracking.enabled=true", "tracking.uri=http://me:hunter2@mlflow.example/?token=hunter2"]
+    result = lacuna("submit", small_recipe, *options, *secret)
+    script = succeeded(result)
+    assert script.startswith("#!/bin/bash\n# 1 node(s) with 2 rank(s) each: megatron dp2 zero1\n")
+    assert "launch.slurm.show" in script
+    assert "hunter2" not in script + result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert "--time 1 is not longer than the 120 s" in refusal(lacuna("submit", small_recipe, *options, "--time", "1"))
+    assert "--time: time: String should match" in refusal(lacuna("submit", small_recipe, *options, "--time", "1;ls"))
+    assert "Slurm cannot work with" in refusal(lacuna("submit", small_recipe, *options[:-2], "a%jb", "--dry-run"))

@@ -1,8 +1,9 @@
 """Whole runs on a real Slurm: submitted, warned, requeued, chained, broken. Skipped where there can be no lab."""
 
 import json
-import subprocess
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,11 +92,16 @@ def test_before_the_time_limit_it_saves_requeues_and_goes_on_until_it_is_told_to
 ) -> None:
     """Slurm's own warning, 20 s after the start at the latest; then `lacuna stop`."""
     run = tmp_path / "run"
-    (job,) = _submit(lab, small_recipe, cluster(time="2", grace=100), run, *ENDLESS)
+    (job,) = _submit(lab, small_recipe, cluster(time="2", grace=100, give_up_after=50), run, *ENDLESS)
     wait_for(
-        "a second attempt that trains", lambda: lab.restarts(job) > 0 and _lines(run, len(_attempts(run)) - 1) > 3, 120
+        "a second attempt that trains", lambda: lab.restarts(job) > 0 and _lines(run, len(_attempts(run)) - 1) > 3, 250
     )
-    succeeded(lab.lacuna("stop", run))
+    (found,) = json.loads(succeeded(lab.lacuna("status", run, "--json")))
+    assert (found["state"], found["jobs"], found["steps"]) == ("running", [job], 1000000)
+    assert found["step"] > found["checkpoint"] > 0 < found["restarts"]
+    assert found["eta_seconds"] > 0 < found["tokens_per_second"]
+    assert "rank 1 of 2 starts" in succeeded(lab.lacuna("logs", run, "--rank", "1", "--attempt", "0"))
+    assert f"job {job} saves and ends" in succeeded(lab.lacuna("stop", run))
     assert lab.wait_for_end(job) == "FAILED"
     assert lab.job(job, "ExitCode") == "75:0"
     attempts = _attempts(run)
@@ -138,31 +144,47 @@ def test_a_chain_of_three_jobs_is_one_training(
 
 
 def test_slurmctld_killed_as_it_takes_the_job(
-    lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
 ) -> None:
     """sbatch is heard by the controller, and the answer never comes: still there is one job."""
-    real, mark = lab.run("which", "sbatch").strip(), tmp_path / "mark"
+    real, mark = shutil.which("sbatch"), tmp_path / "mark"
     sbatch = tmp_path / "bin/sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(
-        f'#!/bin/sh\ncase "$*" in *--test-only*) exec {real} "$@";; esac\n[ -e {mark} ] && exec {real} "$@"\n'
-        f'touch {mark}\n{real} "$@" >/dev/null\nsleep 1\nkill -9 $(cat {lab.root}/slurmctld.pid)\n'
-        "echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2\nexit 1\n"
+        f"""#!/bin/sh
+        case "$*" in *--test-only*) exec {real} "$@";; esac
+        [ -e {mark} ] && exec {real} "$@"
+        {real} "$@" >/dev/null
+        sleep 1
+        kill -9 $(cat {lab.root}/slurmctld.pid)
+        touch {mark}
+        echo "sbatch: error: Unable to contact slurm controller (connect failure)" >&2
+        exit 1"""
     )
     sbatch.chmod(0o755)
     lab.run("scontrol", "update", "NodeName=node[1-3]", "State=DRAIN", "Reason=test")
-    environment = lab.environment | {"PATH": f"{sbatch.parent}:{lab.environment['PATH']}"}
-    command = [sys.executable, "-m", "launch.cli", "submit", small_recipe, "--cluster", cluster(), "--gpus-per-node"]
-    process = subprocess.Popen(
-        [*map(str, command), "1", "--run", str(tmp_path / "run"), "--json"],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for("sbatch", mark.exists, 60)
-    time.sleep(3)
-    lab.start_controller()
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert lab.run("squeue", "-h", "-o", "%A").split() == json.loads(out)["jobs"]
+
+    def revive() -> None:
+        wait_for("sbatch", mark.exists, 120)
+        time.sleep(4)
+        lab.start_controller()
+
+    reviver = threading.Thread(target=revive)
+    reviver.start()
+    path = {"PATH": f"{sbatch.parent}:{lab.environment['PATH']}"}
+    common = ["--cluster", cluster(), "--gpus-per-node", "1", "--run", tmp_path / "run", "--json"]
+    result = lab.lacuna("submit", small_recipe, *common, environment=path)
+    reviver.join()
+    jobs = json.loads(succeeded(result))["jobs"]
+    assert lab.run("squeue", "-h", "-o", "%A").split() == jobs
+    assert "no node that is up could run this job now" in result.stderr
+    succeeded(lab.lacuna("stop", tmp_path / "run"))
+    assert lab.run("squeue", "-h") == ""
+    assert "is in the queue" in succeeded(lab.lacuna("requeue", tmp_path / "run"))
+    (again,) = lab.run("squeue", "-h", "-o", "%A").split()
+    assert "is waiting already" in succeeded(lab.lacuna("requeue", tmp_path / "run"))
+    (found,) = json.loads(succeeded(lab.lacuna("status", tmp_path / "run", "--json")))
+    assert (found["state"], found["jobs"], found["step"]) == ("pending", [again], 0)
     lab.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
 
 
@@ -174,7 +196,7 @@ def test_what_slurm_would_leave_waiting_forever_is_refused(
         result = lab.lacuna("submit", small_recipe, *common, *options)
         return refusal(result, result.returncode)
 
-    assert "--nodes 8 is more than the 3 nodes of partition train" in line("--nodes", "8")
+    assert "--nodes 8 is more than the 3 nodes of partition train" in line("--nodes", "8", "train.global_batch=32")
     assert "--time 3:00:00 is above the limit 2:00:00 of partition train" in line("--time", "3:00:00")
     assert "partition 'nope' does not exist" in line(partition="nope")
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -163,13 +163,15 @@ class SlurmLab:
         assert result.returncode == 0 or not check, f"{command}: {result.stderr}"
         return result.stdout
 
-    def lacuna(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def lacuna(
+        self, *arguments: str | Path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run `lacuna ARGUMENTS…` as a user of this cluster."""
         command = [sys.executable, "-m", "launch.cli", *map(str, arguments)]
+        variables = self.environment | dict(environment or {})
         return subprocess.run(
-            command, capture_output=True, text=True, env=self.environment, timeout=240, check=False,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            command, capture_output=True, text=True, env=variables, timeout=240, check=False, stdin=subprocess.DEVNULL
+        )
 
     def start_controller(self) -> None:
         """Start slurmctld with the state it has."""
