@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove prove-grid prove-corruption clean slurm
+.PHONY: pretrain test lint bench prove prove-grid prove-corruption clean slurm prove-slurm
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -36,7 +36,7 @@ bench: .venv/installed
 	$(BIN)/python -m bench.run
 
 ## The longer proofs, with reports under docs/
-prove: prove-grid prove-corruption
+prove: prove-grid prove-corruption prove-slurm
 
 ## Every combination of layouts against the plain reference (about an hour on two cores, an estimate); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test
@@ -45,6 +45,10 @@ prove-grid: .venv/installed-test
 ## 200 damages to checkpoints, each refused and named; rewrites a part of docs/reliability.md
 prove-corruption: .venv/installed-test
 	$(BIN)/python -m tests.prove.corruption
+
+## Node failure, split brain, preemption, prolog failure on a real Slurm (root; some minutes); rewrites docs/slurm.md
+prove-slurm: .venv/installed-test slurm
+	$(BIN)/python -m tests.prove.slurm
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -14,14 +14,21 @@ from pathlib import Path
 from launch.slurm.cluster import ClusterConfig
 from runtime.errors import UserError
 
+_MARGIN = 90  # seconds for ending ranks that hang (Slurm's KillWait is 30), the verdict and the requeue
+
 _SIGNALS = """\
 # Before the time limit or a preemption Slurm warns this shell: the ranks save after the step they are in, and end.
-step='' asked=''
-ask() { asked=--asked; [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null; }
+# Ranks that hang are ended in time, since a job that runs into its limit does not come back.
+step='' asked='' guard=''
+ask() {{
+    [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null
+    [ -n "$asked" ] || {{ {{ sleep {patience}; kill -TERM "$step"; }} & guard=$!; }} 2>/dev/null
+    asked=--asked
+}}
 trap ask USR2 TERM
 
 # Run a command to its end and keep its exit code; in the background, since bash hears signals only while it waits.
-attend() {
+attend() {{
     "$@" &
     step=$!
     [ -z "$asked" ] || kill -USR2 "$step"
@@ -29,7 +36,8 @@ attend() {
     wait "$step"; last=$?
     [ "$last" = 127 ] || code=$last
     step=''
-}"""
+    [ -z "$guard" ] || kill "$guard" 2>/dev/null
+}}"""
 
 _MEET = """\
 # Where the ranks meet: the first node, by its address if its name does not resolve.
@@ -127,7 +135,7 @@ def render(job: Job) -> str:
     check_run_path(job.run)
     cluster, blocks = job.cluster, [_header(job)]
     blocks.append(f"run={shlex.quote(str(job.run))}\npython=({shlex.join([*cluster.container, job.python, '-P'])})")
-    blocks.append(_SIGNALS)
+    blocks.append(_SIGNALS.format(patience=cluster.grace - min(_MARGIN, cluster.grace // 2)))
     if cluster.modules or cluster.environment or cluster.setup:
         blocks.append(_site(cluster))
     blocks += [_MEET, _BEGIN]

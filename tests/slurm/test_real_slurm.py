@@ -17,6 +17,7 @@ from pretrain.tracking.spool import read_metrics
 from tests.support.command_line import refusal, succeeded
 from tests.support.slurm_lab import SlurmLab, wait_for
 
+pytestmark = pytest.mark.timeout(900)  # a busy machine is no failure: a rank imports for seconds, or for minutes
 ENDLESS = ["train.steps=1000000", "checkpoint.every=1000000"]
 Cluster = Callable[..., Path]
 
@@ -94,11 +95,11 @@ def test_before_the_time_limit_it_saves_requeues_and_goes_on_until_it_is_told_to
     run = tmp_path / "run"
     (job,) = _submit(lab, small_recipe, cluster(time="2", grace=100, give_up_after=50), run, *ENDLESS)
     wait_for(
-        "a second attempt that trains", lambda: lab.restarts(job) > 0 and _lines(run, len(_attempts(run)) - 1) > 3, 250
+        "a second attempt that trains", lambda: lab.restarts(job) > 0 and _lines(run, len(_attempts(run)) - 1) > 3, 400
     )
     (found,) = json.loads(succeeded(lab.lacuna("status", run, "--json")))
     assert (found["state"], found["jobs"], found["steps"]) == ("running", [job], 1000000)
-    assert found["step"] > found["checkpoint"] > 0 < found["restarts"]
+    assert found["step"] >= found["checkpoint"] > 0 < found["restarts"]
     assert found["eta_seconds"] > 0 < found["tokens_per_second"]
     assert "rank 1 of 2 starts" in succeeded(lab.lacuna("logs", run, "--rank", "1", "--attempt", "0"))
     assert f"job {job} saves and ends" in succeeded(lab.lacuna("stop", run))
@@ -136,7 +137,7 @@ def test_a_chain_of_three_jobs_is_one_training(
     line = refusal(lab.lacuna("submit", small_recipe, "--cluster", cluster(), "--gpus-per-node", "1", "--run", run))
     assert f"has jobs in the queue: {', '.join(jobs)}; " in line
     for link in range(2):
-        wait_for(f"steps of link {link}", lambda link=link: _lines(run, link) > 2, 120)
+        wait_for(f"steps of link {link}", lambda link=link: _lines(run, link) > 2, 400)
         lab.run("scancel", "--batch", "--signal=USR2", jobs[link])
     assert [lab.wait_for_end(job) for job in jobs] == ["FAILED", "FAILED", "COMPLETED"]
     assert [(a["job"], a["exit_code"]) for a in _attempts(run)] == list(zip(jobs, [75, 75, 0], strict=True))
@@ -165,7 +166,7 @@ def test_slurmctld_killed_as_it_takes_the_job(
     lab.run("scontrol", "update", "NodeName=node[1-3]", "State=DRAIN", "Reason=test")
 
     def revive() -> None:
-        wait_for("sbatch", mark.exists, 120)
+        wait_for("sbatch", mark.exists, 400)
         time.sleep(4)
         lab.start_controller()
 

@@ -106,7 +106,7 @@ def test_a_run_of_this_machine_is_seen_and_stopped(small_recipe: Path, tmp_path:
         "checkpoint.every=1000000",
     ]
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        wait_for("steps", lambda: len(last_lines(run / "metrics.jsonl")) > 2, 120)
+        wait_for("steps", lambda: len(last_lines(run / "metrics.jsonl")) > 2, 250)
         (found,) = run_statuses([run])
         assert (found.state, found.jobs) == ("running", [])
         assert succeeded(lacuna("stop", run)).endswith(f"process {process.pid} saves and ends\n")

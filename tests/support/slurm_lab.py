@@ -89,7 +89,7 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         if time.monotonic() > give_up:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 class SlurmLab:
@@ -230,7 +230,7 @@ class SlurmLab:
         values = [word.partition("=")[2] for word in text.split() if word.startswith(f"{name}=")]
         return values[0] if values else ""
 
-    def wait_for_end(self, job: str, seconds: float = 120) -> str:
+    def wait_for_end(self, job: str, seconds: float = 400) -> str:
         """The state in which a job ended."""
         wait_for(f"end of job {job}", lambda: self.job(job, "JobState") in _ENDED, seconds)
         return self.job(job, "JobState")

@@ -1,0 +1,190 @@
+"""Faults that a cluster really has, on a real Slurm; writes what was seen into docs/slurm.md.
+
+`python -m tests.prove.slurm` runs all of them (root, Debian's slurm-wlm and munge; some minutes); names of scenarios
+as arguments run those only and leave the page alone.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from parallel.checkpoint.catalogue import list_checkpoints
+from pretrain.tracking.spool import read_metrics
+from tests.support.command_line import succeeded
+from tests.support.slurm_lab import SlurmLab, missing, wait_for
+from tests.support.small_recipe import write_small_recipe
+
+_SECONDS = 600.0
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+
+
+class Trial:
+    """One run in the lab, and what is asked of it again and again."""
+
+    def __init__(self, lab: SlurmLab, folder: Path, recipe: Path) -> None:
+        self.lab, self.run, self._folder, self._recipe = lab, folder / "run", folder, recipe
+
+    def submit(self, nodes: int, **cluster: Any) -> str:
+        """Submit an endless run with a checkpoint every 20 steps; returns the job."""
+        values = {
+            "name": "lab",
+            "cpus_per_task": 1,
+            "memory": "1G",
+            "time": "01:00:00",
+            "grace": 30,
+            "give_up_after": 50,
+        }
+        (self._folder / "lab.yaml").write_text(yaml.safe_dump(values | cluster))
+        size = ["--nodes", str(nodes), "--gpus-per-node", "1", "--cluster", str(self._folder / "lab.yaml")]
+        endless = ["train.steps=1000000", "checkpoint.every=20", "checkpoint.keep=3"]
+        answer = self.lab.lacuna("submit", self._recipe, *size, "--run", self.run, "--json", *endless)
+        return str(json.loads(succeeded(answer))["jobs"][0])
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """From run.json."""
+        found: list[dict[str, Any]] = json.loads((self.run / "run.json").read_text())["attempts"]
+        return found
+
+    def steps_of(self, attempt: int) -> list[int]:
+        """Steps that an attempt has written."""
+        path = self.run / "metrics.jsonl"
+        return [m["step"] for m in read_metrics(path) if m["run/attempt"] == attempt] if path.exists() else []
+
+    def wait_for_attempt(self, attempt: int) -> list[str]:
+        """Wait until an attempt has trained past its first checkpoint; returns its nodes."""
+        wait_for(f"attempt {attempt}", lambda: len(self.steps_of(attempt)) > 25, _SECONDS)
+        nodes: list[str] = self.attempts()[attempt]["nodes"]
+        return nodes
+
+    def finish(self, job: str) -> str:
+        """Stop the run; every step must stand once in its metrics, every checkpoint must be valid."""
+        succeeded(self.lab.lacuna("stop", self.run))
+        self.lab.wait_for_end(job, _SECONDS)
+        steps = [line["step"] for line in read_metrics(self.run / "metrics.jsonl")]
+        assert steps == list(range(1, len(steps) + 1)), "a step is missing or stands twice"
+        entries = list_checkpoints(self.run / "checkpoints")
+        assert entries
+        assert all(entry.valid for entry in entries), entries
+        assert entries[-1].step == steps[-1]
+        return f"{len(steps)} steps, each once, over {len(self.attempts())} attempts; all checkpoints valid"
+
+
+def power_off(trial: Trial) -> str:
+    """The node with the job's script and rank 0 loses its power."""
+    job = trial.submit(2)
+    first = trial.wait_for_attempt(0)
+    began = time.monotonic()
+    trial.lab.power_off(first[0])
+    wait_for("requeue", lambda: trial.lab.restarts(job) == 1, _SECONDS)
+    noticed = time.monotonic() - began
+    second = trial.wait_for_attempt(1)
+    assert first[0] not in second
+    trial.lab.start_slurmd(first[0])
+    return f"requeued after {noticed:.0f} s, from {'+'.join(first)} to {'+'.join(second)}; {trial.finish(job)}"
+
+
+def split_brain(trial: Trial) -> str:
+    """slurmd dies and its task lives: Slurm starts the job elsewhere while the old rank still trains."""
+    job = trial.submit(1)
+    (old,) = trial.wait_for_attempt(0)
+    orphans = [p for p in trial.lab.processes(old) if "launch.worker" in p.cmdline()]
+    trial.lab.kill_slurmd(old)
+    wait_for("requeue", lambda: trial.lab.restarts(job) == 1, _SECONDS)
+    wait_for("second attempt", lambda: len(trial.attempts()) == 2, _SECONDS)
+    began = time.monotonic()
+    alive = sum(p.is_running() for p in orphans)
+    assert alive, "the orphan must live for this to be a proof"
+    (new,) = trial.wait_for_attempt(1)
+    assert new != old
+    wait_for("end of the orphan", lambda: not any(p.is_running() for p in orphans), _SECONDS)
+    ended = time.monotonic() - began
+    failures = list((trial.run / "logs/0").glob("failure-*.json"))
+    words = json.loads(failures[0].read_text())["message"] if failures else "no word"
+    trial.lab.power_off(old)
+    trial.lab.start_slurmd(old)
+    told = words.replace(str(trial.run), "RUN").partition("(")[0].strip()
+    return f"the orphan ended {ended:.0f} s after the new attempt began (“{told}”); {trial.finish(job)}"
+
+
+def preemption(trial: Trial) -> str:
+    """A job of a higher tier takes all nodes; the partition has a grace time."""
+    job = trial.submit(2, partition="preempt")
+    trial.wait_for_attempt(0)
+    blocker = trial.lab.run(
+        "sbatch", "--parsable", "--partition=train", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 15"
+    ).strip()
+    wait_for("requeue", lambda: trial.lab.restarts(job) == 1, _SECONDS)
+    trial.wait_for_attempt(1)
+    first, second = trial.attempts()[:2]
+    assert trial.lab.job(blocker, "JobState") == "COMPLETED"
+    assert (first["outcome"], first["exit_code"]) == ("stopped", 75), first
+    assert second["from_step"] > 0
+    return f"saved at step {second['from_step']}, waited for the other job, went on; {trial.finish(job)}"
+
+
+def prolog_failure(trial: Trial) -> str:
+    """Slurm's prolog fails on a node: Slurm drains it and holds the job."""
+    (trial.lab.root / "bad-prolog/node1").touch()
+    job = trial.submit(2)
+    wait_for("a held job", lambda: "held" in trial.lab.job(job, "Reason").lower(), _SECONDS)
+    reason = trial.lab.job(job, "Reason")
+    (found,) = json.loads(succeeded(trial.lab.lacuna("status", trial.run, "--json")))
+    assert (found["state"], found["reason"]) == ("pending", reason)
+    assert f"job {job} is released" in succeeded(trial.lab.lacuna("requeue", trial.run))
+    nodes = trial.wait_for_attempt(0)
+    assert "node1" not in nodes
+    (trial.lab.root / "bad-prolog/node1").unlink()
+    return f"`{reason}`, shown by status; after `lacuna requeue` on {'+'.join(nodes)}; {trial.finish(job)}"
+
+
+SCENARIOS: dict[str, tuple[str, Callable[[Trial], str]]] = {
+    "power-off": ("power of the first node fails", power_off),
+    "split-brain": ("slurmd dies, its task lives", split_brain),
+    "preemption": ("preempted, with a grace time", preemption),
+    "prolog": ("prolog fails on a node", prolog_failure),
+}
+
+
+def prove(names: list[str]) -> dict[str, str]:
+    """Run scenarios, each in a lab of its own; returns what was seen. Raises AssertionError or TimeoutError."""
+    seen = {}
+    with tempfile.TemporaryDirectory(prefix="lacuna-prove-") as folder:
+        recipe = write_small_recipe(Path(folder))
+        for name in names:
+            here = Path(folder) / name
+            here.mkdir()
+            with SlurmLab(Path(tempfile.mkdtemp(prefix="lacuna-lab-", dir="/tmp"))) as lab:
+                seen[name] = SCENARIOS[name][1](Trial(lab, here, recipe))
+            print(f"{name}: {seen[name]}", file=sys.stderr, flush=True)
+    return seen
+
+
+def main() -> None:
+    """Parse arguments, run, and rewrite the table between its markers if all scenarios ran."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scenarios", nargs="*", choices=[[], *SCENARIOS])
+    parser.add_argument("--page", type=Path, default=Path("docs/slurm.md"))
+    options = parser.parse_args()
+    reason = missing()
+    if reason:
+        sys.exit(f"no Slurm lab: {reason}")
+    seen = prove(options.scenarios or list(SCENARIOS))
+    if options.scenarios:
+        return
+    rows = [f"| {SCENARIOS[name][0]} | {text} |" for name, text in seen.items()]
+    text = options.page.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    table = "\n".join(["| fault | seen |", "|---|---|", *rows])
+    options.page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
