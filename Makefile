@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove prove-grid prove-corruption clean slurm prove-slurm
+.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -36,7 +36,7 @@ bench: .venv/installed
 	$(BIN)/python -m bench.run
 
 ## The longer proofs, with reports under docs/
-prove: prove-grid prove-corruption prove-slurm
+prove: prove-grid prove-corruption prove-slurm prove-reshard
 
 ## Every combination of layouts against the plain reference (about an hour on two cores, an estimate); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test
@@ -49,6 +49,10 @@ prove-corruption: .venv/installed-test
 ## Node failure, split brain, preemption, prolog failure on a real Slurm (root; some minutes); rewrites docs/slurm.md
 prove-slurm: .venv/installed-test slurm
 	$(BIN)/python -m tests.prove.slurm
+
+## Every layout loads every other's checkpoint and trains on; rewrites a section of docs/reliability.md
+prove-reshard: .venv/installed-test
+	$(BIN)/python -m tests.prove.reshard
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -15,6 +15,7 @@ from bench.communication import LayoutResult
 from bench.contenders import LOOP, MEGATRON, PLAIN
 from bench.gemm import GemmRates
 from bench.loader import OURS, FeedResult, WindowResult
+from bench.reshard import COPY, DURABLE_COPY, RESHARD, ReshardResult
 from bench.step import StepResult
 from runtime.errors import UserError
 from runtime.files import write_atomic
@@ -146,6 +147,22 @@ def communication_table(results: Sequence[LayoutResult]) -> Table:
     )
     headings = ["layout", "ms a step", "time to one process", "MB counted", "MB theory", "counted/theory", "B apart"]
     return Table("Two processes against one", note, headings, rows)
+
+
+def reshard_table(result: ReshardResult) -> Table:
+    """Rewriting beside copies."""
+    beside = {
+        RESHARD: "1",
+        COPY: result.to_copy.show(2, unit="×"),
+        DURABLE_COPY: result.to_durable_copy.show(2, unit="×"),
+    }
+    rows = [[name, rate.show(0, 1e-6), beside[name]] for name, rate in result.rates.items()]
+    before, after = result.files
+    note = (
+        f"{result.bytes / 1e6:.0f} MB of weights and moments, workload {result.workload}, from {before} files to "
+        f"{after}. A reshard reads and verifies every chunk, writes and digests it anew and makes it durable."
+    )
+    return Table("Rewriting a checkpoint", note, ["operation", "MB/s", "a reshard takes"], rows)
 
 
 def write_between_markers(path: Path, text: str) -> None:

@@ -26,10 +26,12 @@ from bench.report import (
     communication_table,
     feed_table,
     gemm_table,
+    reshard_table,
     step_table,
     window_table,
     write_between_markers,
 )
+from bench.reshard import ReshardResult, measure_reshard
 from bench.step import StepResult, measure_steps
 from bench.workload import DEMO, LARGER, WORKLOADS, build_data
 from runtime.files import write_json
@@ -49,6 +51,7 @@ class Results:
     feeds: list[FeedResult]
     communication: list[LayoutResult]
     checkpoint: CheckpointResult
+    reshard: ReshardResult
 
     def tables(self) -> list[Table]:
         """In the order of the document."""
@@ -59,6 +62,7 @@ class Results:
             feed_table(self.feeds, self.steps),
             communication_table(self.communication),
             checkpoint_table(self.checkpoint),
+            reshard_table(self.reshard),
         ]
 
 
@@ -100,7 +104,8 @@ def measure(scratch: Path, console: Console) -> Results:
         communication = measure_communication(data)
     with console.status("checkpoints"):
         checkpoint = measure_checkpoints(LARGER, data, scratch)
-    return Results(gemm, steps, windows, feeds, communication, checkpoint)
+        reshard = measure_reshard(LARGER, data, scratch)
+    return Results(gemm, steps, windows, feeds, communication, checkpoint, reshard)
 
 
 def main(

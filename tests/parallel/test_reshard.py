@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from parallel.checkpoint.catalogue import verify_checkpoint
+from parallel.checkpoint.diff import EQUAL, CheckpointDifference
 from parallel.checkpoint.reader import BlockReader
 from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from parallel.engines.base import KINDS
@@ -21,6 +22,7 @@ pytestmark = [needs_cpu, pytest.mark.filterwarnings("ignore")]  # the engines gi
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "single": (1, {}),
+    "tp2": (2, {"tensor": 2}),
     "zero0 dp2": (2, {"zero": 0}),
     "zero1 dp3": (3, {"zero": 1}),
     "tp4": (4, {"tensor": 4}),
@@ -109,3 +111,22 @@ def test_every_layout_loads_every_other(
     for state in ranks:
         assert differing(state, VALUES) == []
         assert state.loaded_steps == [6]  # Adam's bias correction goes on after the steps that changed weights
+
+
+def test_weights_of_one_tensor_rank_go_to_two_and_back(
+    saved: dict[str, Path], states: dict[str, list[HeldState]], tmp_path: Path
+) -> None:
+    """Where others corrupt silently: fused matrices must be cut part by part, and vocabularies padded."""
+    ranks, root = states["tp2"], tmp_path / "run"
+
+    def there(mesh: Any) -> Path:
+        ranks[mesh.rank].mesh = mesh
+        load_checkpoint(saved["single"], ranks[mesh.rank], PROGRESS.identity)
+        return save_checkpoint(root, ranks[mesh.rank], PROGRESS)
+
+    back = run_ranks(2, there)[0]
+    assert {tensor.state for tensor in CheckpointDifference(saved["single"], back).tensors()} == {EQUAL}
+    (single,) = states["single"]
+    fill(single, {kind: {name: torch.zeros_like(t) for name, t in names.items()} for kind, names in VALUES.items()})
+    load_checkpoint(back, single, PROGRESS.identity)
+    assert differing(single, VALUES) == []
