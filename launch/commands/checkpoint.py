@@ -139,6 +139,8 @@ def diff(
                 (t.kind, t.name, t.state, f"{t.largest:.3g}", f"{t.relative:.3g}", _shapes(t.shapes)) for t in different
             ]
             print_table(headings, rows[:_LINES])
+            if len(rows) > _LINES:
+                print(f"and {len(rows) - _LINES} more tensors that differ; --json shows all")
         print(f"{len(found) - len(different)} of {len(found)} tensors are equal")
     raise typer.Exit(int(bool(different)))
 
