@@ -257,7 +257,7 @@ def test_the_standard_library_is_a_corpus(build_config: Config, tmp_path: Path) 
         ({"sources": [{"kind": "text", "name": "a", "glob": "*"}]}, "sources.0.licence"),
         (
             {"sources": [{"kind": "text", "name": "a", "licence": "b", "glob": "*", "splits": "x"}]},
-            "did you mean 'split'",
+            "did you mean 'sources.0.split'",
         ),
         (
             {"sources": [{"kind": "python_stdlib", "name": "a", "licence": "b"}] * 2},

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from parallel.checkpoint.store import Progress
 from parallel.engines.base import Engine
 from parallel.mesh import Mesh
 from pretrain.build import build_engine
@@ -97,6 +98,7 @@ def test_a_refused_step_changes_no_bit_and_the_next_one_trains(layout: dict[str,
 @pytest.mark.filterwarnings("ignore")  # the engines' own
 def test_the_run_stops_naming_the_last_good_checkpoint(tmp_path: Path) -> None:
     from pretrain.loop import Hooks, train
+    from pretrain.saves import Saves
     from runtime.errors import LacunaError
     from runtime.signals import StopRequest
 
@@ -105,12 +107,17 @@ def test_the_run_stops_naming_the_last_good_checkpoint(tmp_path: Path) -> None:
     engine = build_engine(config, Mesh.create(config.parallel, RankInfo()))
     with torch.no_grad():
         next(f for f in engine.fragments() if f.kind == "weight").values.fill_(math.nan)
-    saved: list[int] = []
     logged: list[int] = []
-    hooks = Hooks(lambda step, _values: logged.append(step), lambda step, _guard: saved.append(step))
+
+    def hooks(newest: int) -> Hooks:
+        def never(step: int, guard: Guard) -> Progress:
+            raise AssertionError("a refused step is not saved")
+
+        saves = Saves(config.checkpoint, tmp_path, engine, never, saved=newest)
+        return Hooks(lambda step, _values: logged.append(step), saves)
+
     with pytest.raises(LacunaError, match=r"2 steps in a row were refused.*step-00000004 and a lower optimizer\.lr"):
-        train(config, engine, feed_of(case), range(4, 10), Guard(config.guard), hooks, StopRequest())
+        train(config, engine, feed_of(case), range(4, 10), Guard(config.guard), hooks(4), StopRequest())
     with pytest.raises(LacunaError, match=r"no checkpoint yet: start again with a lower optimizer\.lr"):
-        train(config, engine, feed_of(case), range(10), Guard(config.guard), hooks, StopRequest())
-    assert saved == []
+        train(config, engine, feed_of(case), range(10), Guard(config.guard), hooks(0), StopRequest())
     assert logged == [5, 6, 1, 2]

@@ -167,7 +167,7 @@ def test_segments_are_lines_that_jump_only_where_declared(untils: list[int], dat
         ({"kind": "segments", "segments": [{"until": 0, "start": 1}]}, "until"),
         ({"kind": "segments", "segments": [{"until": 5, "start": -1}]}, "start"),
         ({"kind": "cosine"}, "cosine"),
-        ({"kind": "wsd", "warmpu": 5}, "did you mean 'warmup'"),
+        ({"kind": "wsd", "warmpu": 5}, r"did you mean 'optimizer\.schedule\.warmup'"),
     ],
 )
 def test_bad_schedules_name_the_key(schedule: dict[str, Any], message: str) -> None:
