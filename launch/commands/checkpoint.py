@@ -95,15 +95,33 @@ def prune(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Remove old checkpoints, once the newest one is verified."""
-    from parallel.checkpoint.catalogue import prune_checkpoints
+    """Remove old checkpoints, once the newest one is verified; those that the run keeps for ever stay."""
+    from parallel.checkpoint.catalogue import newest_checkpoint, prune_checkpoints
+    from parallel.checkpoint.manifest import CheckpointManifest
+    from runtime.progress import ProgressBar
 
-    removed = prune_checkpoints(_root(path), keep, dry_run)
+    root = _root(path)
+    newest = None if dry_run else newest_checkpoint(root)
+    size = sum(file.bytes for file in CheckpointManifest.read(newest).files.values()) if newest else 0
+    with ProgressBar("verify", size, visible=not json and size > 0, in_bytes=True) as bar:
+        removed = prune_checkpoints(root, keep, dry_run, _permanent_every(root), bar.advance)
     if json:
         print_json({"removed": [str(p) for p in removed], "dry_run": dry_run})
     else:
         for gone in removed:
             print(f"{'would remove' if dry_run else 'removed'} {gone}")
+
+
+def _permanent_every(root: Path) -> int | None:
+    """What the run's own configuration says of permanent checkpoints; nothing where there is none."""
+    from pretrain.config import RunConfig
+    from pretrain.run_directory import RunDirectory
+    from runtime.settings import read_yaml
+
+    config = RunDirectory(root.absolute().parent).config
+    if not config.is_file():
+        return None
+    return RunConfig.parse(read_yaml(config), str(config)).checkpoint.permanent_every
 
 
 @app.command()

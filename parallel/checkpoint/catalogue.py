@@ -114,14 +114,20 @@ class Retention:
         return self.permanent_every is not None and step % self.permanent_every == 0
 
 
-def prune_checkpoints(root: Path, keep: int, dry_run: bool = False, permanent_every: int | None = None) -> list[Path]:
+def prune_checkpoints(
+    root: Path,
+    keep: int,
+    dry_run: bool = False,
+    permanent_every: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> list[Path]:
     """Remove the surplus of `Retention`, once the newest one is verified. Returns what was removed.
 
-    With `dry_run` nothing is removed, only named.
+    With `dry_run` nothing is removed, only named. `advance` is told the bytes that are verified.
     """
     surplus = Retention(keep, permanent_every).surplus(root)
     if surplus and not dry_run:
-        verify_checkpoint(published_checkpoints(root)[-1][1])
+        verify_checkpoint(published_checkpoints(root)[-1][1], advance)
         remove_checkpoints(surplus)
     return surplus
 

@@ -115,6 +115,16 @@ def test_list_and_verify_of_a_run(here: Here, run: Path) -> None:
     assert str(shard) in quick[1]["fault"]
 
 
+def test_prune_leaves_what_the_run_keeps_for_ever(here: Here, run: Path) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("permanent_every: null", "permanent_every: 2"))
+    assert "permanent_every: 2" in config.read_text()
+    assert _json(here("checkpoint", "prune", run, "--keep", "1", "--json"))["removed"] == []
+    config.write_text(config.read_text().replace("permanent_every: 2", "permanent_every: 4"))
+    removed = _json(here("checkpoint", "prune", run, "--keep", "1", "--json"))["removed"]
+    assert removed == [str(run / "checkpoints" / "step-00000002")]
+
+
 def test_verify_of_a_run_without_checkpoints(here: Here, tmp_path: Path) -> None:
     assert "has no checkpoints" in refusal(here("checkpoint", "verify", tmp_path))
 
