@@ -26,7 +26,7 @@ from launch.train import check_before_start, resolve_paths
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
 from runtime.environment import describe_machine
-from runtime.errors import PreflightError, UserError
+from runtime.errors import LacunaError, PreflightError, UserError, one_line
 from runtime.files import write_atomic, write_json
 
 SCRIPT = "submit.sbatch"
@@ -113,6 +113,8 @@ def submit(prepared: Prepared, patience: float = _PATIENCE) -> list[str]:
         listed = ", ".join(job.identity for job in there)
         raise UserError(f"{request.run} has jobs in the queue: {listed}; `lacuna stop {request.run}` takes them back")
     submission = _write(prepared, directory, name)
+    if prepared.config.tracking.enabled:
+        _open_mlflow_run(directory)
     return _enqueue(directory, submission, patience)
 
 
@@ -136,6 +138,16 @@ def _enqueue(directory: RunDirectory, submission: Submission, patience: float) -
         submission = replace(submission, jobs=[*submission.jobs, job])
         write_submission(directory, submission)
     return submission.jobs
+
+
+def _open_mlflow_run(directory: RunDirectory) -> None:
+    """Make the MLflow run that all attempts continue; before there is a job, so that nobody else makes it too."""
+    from launch.tracking import sync_run
+
+    try:
+        sync_run(directory)
+    except LacunaError as error:
+        print(f"lacuna: MLflow does not have this run yet: {one_line(error)}", file=sys.stderr)
 
 
 def _write(prepared: Prepared, directory: RunDirectory, name: str) -> Submission:

@@ -6,6 +6,7 @@ Reads `scontrol show job` on standard input. Notes in `run.json` how the attempt
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,9 @@ def conclude(root: Path, attempt: int, stage: str, code: int, asked: bool, job: 
     directory = RunDirectory(root)
     submission = read_submission(directory)
     assert submission is not None
+    if _superseded(directory, attempt, job):
+        print("lacuna: Slurm has started this job elsewhere meanwhile: nothing is decided here", file=sys.stderr)
+        return Verdict("end", 1)
     if code == 0 and stage == "train":
         end_attempt(directory, attempt, "finished", 0, "")
         return Verdict("end", 0)
@@ -84,6 +88,15 @@ def conclude(root: Path, attempt: int, stage: str, code: int, asked: bool, job: 
         if asked and cause.code > 128:
             cause = Cause(_STOPPED, f"stopped before it could save: {cause.message}")
     return _judged(directory, submission, attempt, cause, unfit, job)
+
+
+def _superseded(directory: RunDirectory, attempt: int, job: str) -> bool:
+    """Whether this is the script of an earlier start, alive on a node that Slurm has lost: its requeue would end the
+    job that runs elsewhere now.
+    """
+    attempts = read_metadata(directory)["attempts"]
+    restarts = re.search(r"\bRestarts=(\d+)", job)
+    return attempt != len(attempts) - 1 or (restarts is not None and int(restarts[1]) != attempts[attempt]["restart"])
 
 
 def _judged(

@@ -31,7 +31,7 @@ class Trial:
     def __init__(self, lab: SlurmLab, folder: Path, recipe: Path) -> None:
         self.lab, self.run, self._folder, self._recipe = lab, folder / "run", folder, recipe
 
-    def submit(self, nodes: int, **cluster: Any) -> str:
+    def submit(self, nodes: int, *overrides: str, **cluster: Any) -> str:
         """Submit an endless run with a checkpoint every 20 steps; returns the job."""
         values = {
             "name": "lab",
@@ -43,7 +43,7 @@ class Trial:
         }
         (self._folder / "lab.yaml").write_text(yaml.safe_dump(values | cluster))
         size = ["--nodes", str(nodes), "--gpus-per-node", "1", "--cluster", str(self._folder / "lab.yaml")]
-        endless = ["train.steps=1000000", "checkpoint.every=20", "checkpoint.keep=3"]
+        endless = ["train.steps=1000000", "checkpoint.every=20", "checkpoint.keep=3", *overrides]
         answer = self.lab.lacuna("submit", self._recipe, *size, "--run", self.run, "--json", *endless)
         return str(json.loads(succeeded(answer))["jobs"][0])
 
@@ -144,10 +144,34 @@ def prolog_failure(trial: Trial) -> str:
     return f"`{reason}`, shown by status; after `lacuna requeue` on {'+'.join(nodes)}; {trial.finish(job)}"
 
 
+def one_mlflow_run(trial: Trial) -> str:
+    """Warned as before the time limit, requeued: all attempts are one MLflow run, every step once."""
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{trial.run.parent}/mlflow.db"
+    job = trial.submit(2, "tracking.enabled=true", f"tracking.uri={uri}", "train.log_every=5")
+    client = MlflowClient(tracking_uri=uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "lacuna"]
+    (made,) = client.search_runs([experiment.experiment_id])
+    wait_for("steps", lambda: len(trial.steps_of(0)) > 5, _SECONDS)
+    assert "saves and goes back" in succeeded(trial.lab.lacuna("requeue", trial.run))
+    wait_for("steps of the second attempt", lambda: len(trial.attempts()) == 2 and len(trial.steps_of(1)) > 5, _SECONDS)
+    succeeded(trial.lab.lacuna("stop", trial.run))
+    trial.lab.wait_for_end(job, _SECONDS)
+    succeeded(trial.lab.lacuna("track", "sync", trial.run))
+    (shown,) = client.search_runs([experiment.experiment_id])
+    assert shown.info.run_id == made.info.run_id
+    points = [point.step for point in client.get_metric_history(shown.info.run_id, "train/loss")]
+    assert points == [line["step"] for line in read_metrics(trial.run / "metrics.jsonl")]
+    assert len(set(points)) == len(points)
+    return f"one MLflow run ({shown.info.status}), {len(points)} points of the loss over 2 attempts, each step once"
+
+
 SCENARIOS: dict[str, tuple[str, Callable[[Trial], str]]] = {
     "power-off": ("power of the first node fails", power_off),
     "split-brain": ("slurmd dies, its task lives", split_brain),
     "preemption": ("preempted, with a grace time", preemption),
+    "mlflow": ("warned before the time limit, with MLflow", one_mlflow_run),
     "prolog": ("prolog fails on a node", prolog_failure),
 }
 

@@ -19,7 +19,7 @@ from pretrain.run_directory import RunDirectory
 from runtime.errors import UserError
 from runtime.files import write_json
 
-RUNNING = "JobId=7 JobState=RUNNING Reason=None"
+RUNNING = "JobId=7 JobState=RUNNING Reason=None"  # an excerpt of `scontrol show job`
 
 
 @pytest.fixture
@@ -146,6 +146,17 @@ def test_a_run_that_was_told_to_stop(directory: RunDirectory) -> None:
 def test_a_warning_that_came_before_the_ranks_could_note_it(directory: RunDirectory) -> None:
     _ended(directory, 0, 128 + 12, 1)
     assert conclude(directory.root, 0, "train", 140, True, RUNNING) == Verdict("requeue", 75)
+
+
+@pytest.mark.parametrize("new_attempt_has_begun", [False, True])
+def test_a_script_that_slurm_has_lost_decides_nothing(directory: RunDirectory, new_attempt_has_begun: bool) -> None:
+    """Its requeue would end the job that Slurm has started elsewhere."""
+    if new_attempt_has_begun:
+        _begin(directory, 1)
+    before = directory.metadata.read_text()
+    _ended(directory, 0, 1, 1, "taken over")
+    assert conclude(directory.root, 0, "train", 1, False, f"{RUNNING} Requeue=1 Restarts=1") == Verdict("end", 1)
+    assert directory.metadata.read_text() == before
 
 
 def test_a_bad_node_is_remembered_and_the_job_goes_elsewhere(directory: RunDirectory) -> None:
