@@ -1,33 +1,85 @@
-"""Checkpoints against the file system: save against a durable write, load against a read, of the same bytes."""
+"""Checkpoints against the file system, and how long a save in the background keeps the training waiting."""
 
 from __future__ import annotations
 
 import os
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from bench.timing import Spread, interleave, ratio, seconds
-from bench.workload import Workload
+from bench.workload import Workload, build_feed
+from parallel.checkpoint.background import BackgroundSaver
+from parallel.checkpoint.catalogue import Retention
+from parallel.checkpoint.host_copy import HostCopy
 from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
-from parallel.engines.base import Engine
+from parallel.engines.base import KINDS, Engine
 from parallel.mesh import Mesh, close_process_group
+from pretrain.config import RunConfig
 from runtime.environment import RankInfo
 from runtime.files import remove_tree
 
 _ROUNDS = 7
+_STEPS_BETWEEN_SAVES = 6
+_LARGE, _LARGE_RANKS = "llada-8b", 64
 SAVE, WRITE, LOAD, READ = "save", "plain write and fsync", "load", "plain read"
 
 
 @dataclass(frozen=True)
 class CheckpointResult:
-    """`bytes` of weights and moments; bytes/s by operation; save over write and load over read, in seconds."""
+    """`bytes` of weights and moments; bytes/s by operation; save over write and load over read, in seconds.
+
+    `copy`: bytes/s of the copy to host memory that a save in the background begins with.
+    """
 
     workload: str
     bytes: int
     rates: dict[str, Spread]
     save_to_write: Spread
     load_to_read: Spread
+    copy: Spread
+
+
+@dataclass(frozen=True)
+class BlockedResult:
+    """What a save in the background costs the training at `workload`, in seconds.
+
+    `blocked`: until the step after the save may begin. `step`: of a step with no save under way, `beside`: with one.
+    """
+
+    workload: str
+    bytes: int
+    blocked: Spread
+    step: Spread
+    beside: Spread
+    blocked_to_step: Spread
+
+
+@dataclass(frozen=True)
+class ComputedBlocked:
+    """Bytes that a rank of a large run copies, and the seconds at the copy rate of this machine: computed."""
+
+    recipe: str
+    ranks: int
+    bytes: int
+    seconds: float
+
+
+@contextmanager
+def _engine(config: RunConfig) -> Iterator[Engine]:
+    from pretrain.build import build_engine
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield build_engine(config, Mesh.create(config.parallel, RankInfo()))
+        finally:
+            close_process_group()
 
 
 def measure_checkpoints(workload: Workload, data: Path, scratch: Path) -> CheckpointResult:
@@ -35,16 +87,8 @@ def measure_checkpoints(workload: Workload, data: Path, scratch: Path) -> Checkp
 
     Reads come from the page cache, for both sides. Builds the engine in this process, so it should run last.
     """
-    from pretrain.build import build_engine
-
-    config = workload.config(data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engine = build_engine(config, Mesh.create(config.parallel, RankInfo()))
-        try:
-            return _measure(workload.name, engine, scratch / "checkpoints")
-        finally:
-            close_process_group()
+    with _engine(workload.config(data)) as engine:
+        return _measure(workload.name, engine, scratch / "checkpoints")
 
 
 def _measure(name: str, engine: Engine, root: Path) -> CheckpointResult:
@@ -71,18 +115,63 @@ def _measure(name: str, engine: Engine, root: Path) -> CheckpointResult:
         return seconds(lambda: _read(shard, buffer))
 
     times = interleave({SAVE: save, WRITE: write, LOAD: load, READ: read}, _ROUNDS)
+    host = HostCopy(engine)
     return CheckpointResult(
         workload=name,
         bytes=len(content),
         rates={operation: Spread.of([len(content) / t for t in taken]) for operation, taken in times.items()},
         save_to_write=ratio(times[SAVE], times[WRITE]),
         load_to_read=ratio(times[LOAD], times[READ]),
+        copy=Spread.of([len(content) / seconds(host.take) for _ in range(_ROUNDS)]),
     )
 
 
+def measure_blocked(workload: Workload, data: Path, scratch: Path) -> BlockedResult:
+    """Train with a save in the background every few steps, as the training loop does it, agreement included."""
+    config, root = workload.config(data), scratch / "background"
+    blocked, alone, beside = [], [], []
+    with _engine(config) as engine:
+        feed, saver = build_feed(config), BackgroundSaver(root, engine, Retention(1))
+        try:
+            for step in range((_ROUNDS + 1) * _STEPS_BETWEEN_SAVES):
+                batch, busy, start = feed.step(step), saver.busy, time.perf_counter()
+                engine.train_step(batch.micro_batches, float(batch.tokens), 1e-4, lambda _loss, _norm: True)
+                saver.advance(*engine.mesh.sum_all(torch.tensor(saver.votes())).tolist())
+                if step >= _STEPS_BETWEEN_SAVES:
+                    (beside if busy else alone).append(time.perf_counter() - start)
+                if step % _STEPS_BETWEEN_SAVES == _STEPS_BETWEEN_SAVES - 1:
+                    saver.finish()
+                    blocked.append(seconds(lambda: saver.begin(_progress(step))))  # noqa: B023 - called at once
+            saver.finish()
+        finally:
+            saver.close()
+        size = len(KINDS) * torch.float32.itemsize * config.model.parameters().total
+    step_time = Spread.of(alone)
+    return BlockedResult(
+        workload=workload.name,
+        bytes=size,
+        blocked=Spread.of(blocked),
+        step=step_time,
+        beside=Spread.of(beside),
+        blocked_to_step=Spread.of([b / step_time.median for b in blocked]),
+    )
+
+
+def compute_blocked(copy_rate: float, data: Path) -> ComputedBlocked:
+    """Blocking time of LLaDA 8B with its optimizer cut over 64 ranks, if each copies at `copy_rate` bytes/s."""
+    from launch.recipe import load_recipe
+
+    config = load_recipe(_LARGE, [f"data.path={data}"])
+    size = len(KINDS) * torch.float32.itemsize * config.model.parameters().total // _LARGE_RANKS
+    return ComputedBlocked(_LARGE, _LARGE_RANKS, size, size / copy_rate)
+
+
+def _progress(step: int) -> Progress:
+    return Progress(step, updates=step, samples=step, tokens=step, identity={}, provenance={}, loop={})
+
+
 def _save(engine: Engine, root: Path, step: int) -> Path:
-    progress = Progress(step, updates=step, samples=step, tokens=step, identity={}, provenance={}, loop={})
-    return save_checkpoint(root, engine, progress)
+    return save_checkpoint(root, engine, _progress(step))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -16,12 +16,20 @@ import torch
 import typer
 from rich.console import Console
 
-from bench.checkpoint import CheckpointResult, measure_checkpoints
+from bench.checkpoint import (
+    BlockedResult,
+    CheckpointResult,
+    ComputedBlocked,
+    compute_blocked,
+    measure_blocked,
+    measure_checkpoints,
+)
 from bench.communication import LayoutResult, measure_communication
 from bench.gemm import GemmRates, measure_gemm
 from bench.loader import FeedResult, WindowResult, measure_feeds, measure_windows
 from bench.report import (
     Table,
+    blocked_table,
     checkpoint_table,
     communication_table,
     feed_table,
@@ -33,7 +41,7 @@ from bench.report import (
 )
 from bench.reshard import ReshardResult, measure_reshard
 from bench.step import StepResult, measure_steps
-from bench.workload import DEMO, LARGER, WORKLOADS, build_data
+from bench.workload import DEMO, LARGER, STATE, WORKLOADS, build_data
 from runtime.files import write_json
 
 _WINDOWS = ((128, 16), (2048, 16))  # (tokens, windows of a batch): the demo's, and a usual pretraining length
@@ -51,6 +59,8 @@ class Results:
     feeds: list[FeedResult]
     communication: list[LayoutResult]
     checkpoint: CheckpointResult
+    blocked: BlockedResult
+    blocked_large: ComputedBlocked
     reshard: ReshardResult
 
     def tables(self) -> list[Table]:
@@ -62,6 +72,7 @@ class Results:
             feed_table(self.feeds, self.steps),
             communication_table(self.communication),
             checkpoint_table(self.checkpoint),
+            blocked_table(self.blocked, self.checkpoint.copy, self.blocked_large),
             reshard_table(self.reshard),
         ]
 
@@ -103,9 +114,11 @@ def measure(scratch: Path, console: Console) -> Results:
     with console.status("two processes against one, layout by layout"):
         communication = measure_communication(data)
     with console.status("checkpoints"):
-        checkpoint = measure_checkpoints(LARGER, data, scratch)
+        blocked = measure_blocked(DEMO, data, scratch)
+        checkpoint = measure_checkpoints(STATE, data, scratch)
         reshard = measure_reshard(LARGER, data, scratch)
-    return Results(gemm, steps, windows, feeds, communication, checkpoint, reshard)
+    large = compute_blocked(checkpoint.copy.median, data)
+    return Results(gemm, steps, windows, feeds, communication, checkpoint, blocked, large, reshard)
 
 
 def main(

@@ -69,6 +69,22 @@ LARGER = Workload(
     steps=1,
     budget=90,
 )
+STATE = Workload(
+    "state",
+    (
+        "train.steps=2000",
+        "model.layers=12",
+        "model.width=640",
+        "model.heads=10",
+        "model.kv_heads=10",
+        "model.ffn=1760",
+        "optimizer.lr=0.001",
+    ),
+    rounds=7,
+    steps=0,
+    budget=60,
+)
+"""For checkpoints only: large enough that what a save and a load cost once does not count."""
 WORKLOADS: Sequence[Workload] = (DEMO, LARGER)
 
 

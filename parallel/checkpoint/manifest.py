@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from runtime.errors import UserError
-from runtime.files import digest_bytes, digest_file, read_json, write_json
+from runtime.files import digest_bytes, digest_file, read_json, write_atomic
 from runtime.settings import Settings
 
 MANIFEST = "MANIFEST.json"
@@ -76,9 +76,12 @@ class CheckpointManifest(Settings):
     files: dict[FileName, StoredFile]
 
     def write(self, directory: Path) -> None:
-        """Write the manifest into `directory`, atomically, with a digest of its own content."""
+        """Write the manifest into `directory`, atomically, with a digest of its own content; a line for each field."""
         values = self.model_dump(mode="json")
-        write_json(directory / MANIFEST, {**values, "digest": content_digest(values)})
+        values["digest"] = content_digest(values)
+        # without indentation json is encoded by C: a big run's manifest has some hundred thousand entries
+        lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in values.items())
+        write_atomic(directory / MANIFEST, "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
     def read(cls, directory: Path) -> CheckpointManifest:

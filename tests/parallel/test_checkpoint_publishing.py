@@ -148,15 +148,16 @@ def largest_file(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("place", ["header of the shard", "values of the shard", "manifest"])
 def test_a_kernel_that_refuses_to_write(tmp_path: Path, place: str) -> None:
-    checkpoint = save(tmp_path, 3, ranks=1)
+    local, small_chunks = Mesh.local(torch.device("cpu")), 8
+    checkpoint = save_checkpoint(tmp_path, plain_state(local, values(3)), progress(3), small_chunks)
     before = files_below(tmp_path)
     shard = (checkpoint / "shard-00000.safetensors").stat().st_size
     manifest = (checkpoint / MANIFEST).stat().st_size
     assert manifest > shard + 200  # else the limit cannot stand between them
     size = {"header of the shard": 100, "values of the shard": shard - 100, "manifest": shard + 100}[place]
-    state = plain_state(Mesh.local(torch.device("cpu")), values(4))
+    state = plain_state(local, values(4))
     with largest_file(size), pytest.raises(UserError, match=r"step 4 not saved: .*File too large; have the limit"):
-        save_checkpoint(tmp_path, state, progress(4))
+        save_checkpoint(tmp_path, state, progress(4), small_chunks)
     assert files_below(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [LATEST, "step-00000003"]
 
