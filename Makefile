@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard clean
+.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -36,7 +36,7 @@ bench: .venv/installed
 	$(BIN)/python -m bench.run
 
 ## The longer proofs, with reports under docs/
-prove: prove-grid prove-corruption prove-slurm prove-reshard
+prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk
 
 ## Every combination of layouts against the plain reference (about an hour on two cores, an estimate); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test
@@ -53,6 +53,14 @@ prove-slurm: .venv/installed-test slurm
 ## Every layout loads every other's checkpoint and trains on; rewrites a section of docs/reliability.md
 prove-reshard: .venv/installed-test
 	$(BIN)/python -m tests.prove.reshard
+
+## Runs killed at 50 points and resumed, bit by bit (about 15 minutes on two cores, an estimate); rewrites docs/reliability.md
+prove-kill: .venv/installed-test
+	$(BIN)/python -m tests.prove.kill
+
+## A disk that fails at every call of a save (some minutes); rewrites docs/reliability.md
+prove-disk: .venv/installed-test
+	$(BIN)/python -m tests.prove.disk
 
 clean:
 	rm -rf .venv build *.egg-info

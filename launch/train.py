@@ -20,7 +20,7 @@ from pretrain.run_directory import RunDirectory
 from runtime.deadline import STARTED
 from runtime.environment import RankInfo, describe_machine
 from runtime.errors import LacunaError, UserError
-from runtime.files import read_json, write_atomic, write_json
+from runtime.files import read_json, remove_temporaries, write_atomic, write_json
 from runtime.lease import Lease, LeaseConfig
 from runtime.signals import StopRequest
 
@@ -56,6 +56,8 @@ def prepare_run(config: RunConfig, directory: RunDirectory, processes: int) -> i
     Raises UserError if the directory cannot be written or its `run.json` is broken.
     """
     metadata = _metadata(config, directory)
+    for path in (directory.config, directory.environment, directory.metadata, directory.metrics):
+        remove_temporaries(path)
     attempt = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "processes": processes,

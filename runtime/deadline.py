@@ -72,10 +72,13 @@ class Deadline:
         return now + max(self._steps, default=0.0) + self._save + self._reserve >= self._end
 
     def note_save(self, seconds: float) -> None:
-        """A save, now ended, took so long; the time before it since `near` was asked was a step's."""
+        """A save, now ended, took so long; what is left of the time since `near` was asked was a step's.
+
+        A save in the background may have taken longer than that; then nothing is known of the step.
+        """
         self._save = max(self._save, seconds)
-        if self._asked is not None:
-            self._steps.append(self._clock() - self._asked - seconds)
+        if self._asked is not None and (left := self._clock() - self._asked - seconds) > 0:
+            self._steps.append(left)
         self._asked = None
 
 

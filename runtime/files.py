@@ -101,7 +101,11 @@ def publish_directory(staging: Path, final: Path, check: Callable[[], None] = la
     fsync_directory(staging)
     check()
     os.rename(staging, final)
-    fsync_directory(final.parent)
+    try:
+        fsync_directory(final.parent)
+    except OSError:  # it may not last: then it must not stand there as if it would
+        os.rename(final, staging)
+        raise
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from runtime.files import (
     write_atomic,
 )
 from runtime.lease import Fence, LeaseLost
+from runtime.logs import log
 
 T = TypeVar("T")
 _READERS = 4
@@ -173,7 +174,10 @@ def publish_checkpoint(staging: Path, final: Path, manifest: CheckpointManifest,
     """
     manifest.write(staging)
     publish_directory(staging, final, (fence or Fence()).check)
-    write_atomic(final.parent / LATEST, final.name + "\n")
+    try:
+        write_atomic(final.parent / LATEST, final.name + "\n")
+    except OSError as error:  # a hint for people is no reason to call the checkpoint not saved
+        log.debug("%s could not be written: %s", LATEST, error)
 
 
 class SaveError(UserError):

@@ -1,48 +1,30 @@
 """One small dataset, one recipe on it, and one run of four of its eight steps, made once."""
 
-import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from launch.cli import main
 from tests.support.command_line import lacuna, succeeded
+from tests.support.small_run import build_dataset, write_corpus, write_recipe
 
-_WORDS = ["the", "sea", "fills", "every", "lacuna", "of", "an", "old", "manuscript", "with", "12", "blue", "words\n"]
 Here = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
 def build_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `lacuna data build` reads, beside its corpus of 200 short texts."""
-    folder = tmp_path_factory.mktemp("corpus")
-    source = random.Random(0)
-    for number in range(200):
-        text = " ".join(source.choices(_WORDS, k=source.randint(1, 60))) + f" {number}"
-        (folder / f"{number:03d}.txt").write_text(text)
-    values = {
-        "sources": [{"kind": "text", "name": "words", "licence": "CC0", "glob": f"{folder}/*.txt"}],
-        "tokenizer": {"kind": "train", "vocabulary": 300},
-        "validation": 0.2,
-        "batch_tokens": 512,
-        "shard_tokens": 3000,
-    }
-    (folder / "build.yaml").write_text(yaml.safe_dump(values))
-    return folder / "build.yaml"
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, build_file: Path) -> Path:
     """A dataset that no test changes."""
-    out = tmp_path_factory.mktemp("built") / "data"
-    succeeded(lacuna("data", "build", "--config", build_file, "--out", out))
-    return out
+    return build_dataset(build_file, tmp_path_factory.mktemp("built") / "data")
 
 
 @pytest.fixture
@@ -51,30 +33,16 @@ def dataset(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "data"))
 
 
-def _recipe(folder: Path, data: Path) -> Path:
-    values: dict[str, Any] = {
-        "name": "tiny",
-        "model": {"layers": 2, "width": 24, "heads": 3, "kv_heads": 3, "ffn": 66, "vocabulary": 300},
-        "optimizer": {"lr": 0.01},
-        "data": {"path": str(data)},
-        "train": {"steps": 8, "global_batch": 8, "micro_batch": 4, "sequence_length": 32, "seed": 1},
-        "checkpoint": {"every": 2, "keep": 3},
-        "tracking": {"enabled": False},
-    }
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    return folder / "tiny.yaml"
-
-
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
     """A recipe of 8 steps of 8 × 32 tokens with a checkpoint every 2."""
-    return _recipe(tmp_path_factory.mktemp("recipe"), built)
+    return write_recipe(tmp_path_factory.mktemp("recipe"), built)
 
 
 @pytest.fixture
-def damaged_recipe(tmp_path: Path, dataset: Path) -> Path:
+def damagedwrite_recipe(tmp_path: Path, dataset: Path) -> Path:
     """The same recipe on the dataset that a test may damage."""
-    return _recipe(tmp_path, dataset)
+    return write_recipe(tmp_path, dataset)
 
 
 @pytest.fixture(scope="session")

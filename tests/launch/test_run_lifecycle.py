@@ -21,6 +21,7 @@ from runtime.settings import read_yaml
 from tests.support.command_line import ENVIRONMENT, LACUNA, contents, lacuna, refusal, succeeded
 from tests.support.damage import flip_bit
 from tests.support.launched import ENDLESS, Launched
+from tests.support.mounting import mounting_command
 
 Here = Callable[..., "CompletedProcess[str]"]
 
@@ -175,14 +176,10 @@ def test_a_flipped_bit_that_only_the_second_rank_reads(damaged_recipe: Path, dat
 
 def _mounting() -> list[str]:
     """A command that gives a process file systems of its own, or a skipped test that says why."""
-    for prefix in (["unshare", "-m"], ["unshare", "-rm"]):
-        probe = [*prefix, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-        try:
-            if subprocess.run(probe, capture_output=True, check=False, timeout=30).returncode == 0:
-                return prefix
-        except OSError:
-            pass
-    pytest.skip("neither root nor user namespaces may mount a small disk here")
+    prefix = mounting_command()
+    if prefix is None:
+        pytest.skip("neither root nor user namespaces may mount a small disk here")
+    return prefix
 
 
 _ON_A_SMALL_DISK = """
