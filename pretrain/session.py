@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from data_pipeline.manifest import TokenizerInfo
 from parallel.checkpoint.manifest import OtherFormat
-from parallel.checkpoint.store import Progress, load_checkpoint
+from parallel.checkpoint.store import Progress, load_checkpoint, sweep
 from parallel.engines.base import Engine
 from pretrain.config import RunConfig
 from pretrain.guards import Guard
@@ -120,7 +120,7 @@ class Session:
     def opened(self, start: int) -> Iterator[None]:
         """Keep the metrics spool open on rank 0; lines after `start` belong to lost work and are dropped.
 
-        Ends with the writer of checkpoints ended too.
+        What killed attempts have left among the checkpoints is removed. Ends with the writer of checkpoints ended too.
         """
         self._saves = Saves(
             self._config.checkpoint,
@@ -133,6 +133,7 @@ class Session:
         )
         if self._engine.mesh.rank == 0:
             self._fence.check()
+            sweep(self._directory.checkpoints)
             self._spool = Spool(self._directory.metrics, resume_step=start)
         try:
             yield
