@@ -98,6 +98,7 @@ def reshard(
 
 def _layout_division(manifest: "CheckpointManifest", keys: list[str], json: bool) -> "Division":
     """The files of a layout's ranks, from `key=value` of the section `parallel` and `processes`."""
+    import os
     import warnings
 
     from parallel.layout import ParallelConfig
@@ -117,6 +118,7 @@ def _layout_division(manifest: "CheckpointManifest", keys: list[str], json: bool
     if not isinstance(world, int) or isinstance(world, bool) or world < 1:
         raise UserError(f"--layout processes={processes!r} is no number of processes: give 1 or more")
     config = checkpoint_config(manifest, parallel, "--layout")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed, and played ranks must not meet on real devices
     with warnings.catch_warnings(), ProgressBar("ranks", world, visible=not json) as bar:
         warnings.simplefilter("ignore")  # the engines give many
         return rank_division(config, world, bar.advance)
