@@ -50,7 +50,7 @@ prove-corruption: .venv/installed-test
 prove-slurm: .venv/installed-test slurm
 	$(BIN)/python -m tests.prove.slurm
 
-## Every layout loads every other's checkpoint and trains on; rewrites a section of docs/reliability.md
+## Every layout loads every other's checkpoint and trains on (some minutes on two quiet cores, an estimate); rewrites a section of docs/reliability.md
 prove-reshard: .venv/installed-test
 	$(BIN)/python -m tests.prove.reshard
 
