@@ -1,94 +1,62 @@
 """Settings of a dataset build, and of the data a run reads."""
 
 import math
-from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from data_pipeline.sources.config import SourceConfig
 from runtime.errors import UserError
 from runtime.settings import Settings
 
-
-class _Source(Settings):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    licence: str
-    max_bytes: int | None = Field(default=None, gt=0)
-    """Take documents in order until the next one would pass this many UTF-8 bytes."""
-
-
-class PythonStdlib(_Source):
-    """The `.py` files of the running interpreter's own standard library, one document each."""
-
-    kind: Literal["python_stdlib"]
-
-
-class TextFiles(_Source):
-    """Files that match `glob` (relative to the working directory; `.gz` is unpacked)."""
-
-    kind: Literal["text"]
-    glob: str = Field(min_length=1)
-    split: Literal["file", "fortune"] = "file"
-    """A document per file, or per fortune: parts between lines of a single `%`, terminal colours removed."""
-
-
-class JsonLines(_Source):
-    """Files of one JSON object a line; the document is the string under `field`."""
-
-    kind: Literal["jsonl"]
-    glob: str = Field(min_length=1)
-    field: str = "text"
-
-
-class DebianPackage(_Source):
-    """Files of a Debian package that match one of `include` (relative to the package's root)."""
-
-    kind: Literal["debian"]
-    package: str = Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")
-    include: list[str] = Field(min_length=1)
-    split: Literal["file", "fortune"] = "file"
-    optional: bool = False
-    """Whether a package that cannot be fetched is left out (and recorded so) instead of being an error."""
-
-    @field_validator("include")
-    @classmethod
-    def _inside(cls, patterns: list[str]) -> list[str]:
-        for pattern in patterns:
-            path = PurePosixPath(pattern)
-            if not path.parts or path.is_absolute() or ".." in path.parts:
-                raise ValueError(
-                    f"{pattern!r} must be a pattern below the package's root, as in 'usr/share/doc/**/*.txt'"
-                )
-        return patterns
-
-
-SourceConfig = Annotated[PythonStdlib | TextFiles | JsonLines | DebianPackage, Field(discriminator="kind")]
+SPECIAL_ROLES = ("mask", "bos", "eos", "pad", "header_start", "header_end", "turn_end")
+"""What special ids stand for; the first four every tokenizer needs, the others chats need."""
 
 
 class TrainTokenizer(Settings):
-    """Learn a SentencePiece vocabulary from about `sample_bytes` of the training documents."""
+    """Learn a SentencePiece vocabulary from at most about `sample_bytes` of the training documents."""
 
     kind: Literal["train"]
     vocabulary: int = Field(ge=270, le=2**20)
     model: Literal["bpe", "unigram"] = "bpe"
     sample_bytes: int = Field(default=2**25, gt=0)
+    coverage: float = Field(default=0.9995, gt=0.9, le=1)
+    """Share of the sample's characters that get a piece of their own; the others are spelt in bytes."""
+    reserved: int = Field(default=0, ge=0, le=4096)
+    """Special ids kept free for later, beside those of mask, BOS, EOS, padding and chats."""
 
 
 class ExistingTokenizer(Settings):
-    """Use the SentencePiece model at `path` (a model file, or a dataset that holds one)."""
+    """Use the tokenizer at `path`: SentencePiece, Hugging Face (`tokenizer.json`), or a dataset that holds one."""
 
     kind: Literal["existing"]
     path: str = Field(min_length=1)
+    special: dict[str, str] = {}  # noqa: RUF012 (pydantic copies defaults)
+    """Which of a `tokenizer.json`'s added tokens serve as mask, bos, eos, pad, header_start, header_end, turn_end."""
+
+    @field_validator("special")
+    @classmethod
+    def _roles(cls, special: dict[str, str]) -> dict[str, str]:
+        for role in special:
+            if role not in SPECIAL_ROLES:
+                raise ValueError(f"{role!r} is not one of {', '.join(SPECIAL_ROLES)}")
+        return special
+
+
+TokenizerConfig = Annotated[TrainTokenizer | ExistingTokenizer, Field(discriminator="kind")]
 
 
 class BuildConfig(Settings):
     """What `lacuna data build` reads: sources, tokenizer and the form of the shards."""
 
     sources: list[SourceConfig] = Field(min_length=1, max_length=2**16)
-    tokenizer: Annotated[TrainTokenizer | ExistingTokenizer, Field(discriminator="kind")]
+    tokenizer: TokenizerConfig
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the documents, chosen by their hash, that goes to the validation split."""
-    shard_tokens: int = Field(default=2**26, gt=0)
+    max_document_bytes: int = Field(default=2**26, gt=0)
+    """Longer documents, and lines that are not read to their end, are left out and counted."""
+    shard_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of a shard; as many as fill 256 MiB if not given."""
     batch_tokens: int = Field(default=2**20, gt=0)
     compression: Literal["none", "lz4"] = "none"
     seed: int = 0

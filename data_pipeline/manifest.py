@@ -12,7 +12,6 @@ from runtime.files import digest_bytes, read_json, write_json
 from runtime.settings import Settings
 
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"
 VERSION = 1
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -55,6 +54,10 @@ class TokenizerInfo(Settings):
     bos_id: Count
     eos_id: Count
     mask_id: Count
+    header_start_id: Count | None = None
+    """Chats: before and after the name of a role, and at a turn's end."""
+    header_end_id: Count | None = None
+    turn_end_id: Count | None = None
 
 
 class SourceInfo(Settings):
@@ -65,10 +68,23 @@ class SourceInfo(Settings):
     origin: str
     skipped: str | None = None
     """Why the source was left out, if it was."""
+    files: Count = 0
     documents: Count = 0
     duplicates: Count = 0
+    near_duplicates: Count = 0
     undecodable: Count = 0
+    without_text: Count = 0
     empty: Count = 0
+    oversized: Count = 0
+    damaged: Count = 0
+    """Places where a file broke off."""
+    filtered: dict[str, Count] = {}  # noqa: RUF012 (pydantic copies defaults)
+    """Documents that a stage left out, by rule."""
+    languages: dict[str, Count] = {}  # noqa: RUF012
+    """Kept documents by language, if it was told."""
+    emails: Count = 0
+    """E-mail and IP addresses that were replaced in kept documents."""
+    addresses: Count = 0
     bytes: Count = 0
     tokens: Count = 0
 

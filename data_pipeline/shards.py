@@ -1,10 +1,10 @@
 """Arrow IPC files of token ids: one flat column, cut into record batches whose digests the manifest keeps."""
 
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,18 @@ from runtime.files import digest_bytes, digest_file, fsync_file
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 _UNPACKED_BATCHES_KEPT = 64
 _TOKEN_TYPES = {"uint16": pa.uint16(), "uint32": pa.uint32()}
-_OFFSETS = pa.schema([pa.field("end", pa.int64(), nullable=False), pa.field("source", pa.uint16(), nullable=False)])
+DOCUMENT_COLUMNS = pa.schema(
+    [
+        pa.field("end", pa.int64(), nullable=False),
+        pa.field("source", pa.uint16(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("digest", pa.binary(16), nullable=False),
+        pa.field("id", pa.string()),
+        pa.field("metadata", pa.string()),
+    ]
+)
+"""Of each document: end in tokens (its EOS included), source, UTF-8 bytes, xxh3-128 of the text, name, JSON."""
+SHARD_BYTES = 1 << 28
 _MEND = "restore the file or rebuild the dataset"
 
 
@@ -42,87 +53,81 @@ class ShardForm:
     compression: Literal["none", "lz4"] = "none"
 
 
-class ShardWriter:
-    """Writes the token stream of one split as shards of whole documents, each of about `shard_tokens`."""
+def default_shard_tokens(dtype: str) -> int:
+    """Tokens of a shard of 256 MiB, a good size for object stores."""
+    return SHARD_BYTES // np.dtype(dtype).itemsize
 
-    def __init__(self, directory: Path, split: str, form: ShardForm) -> None:
-        self.shards: list[ShardInfo] = []
-        self._directory, self._split, self._shard_tokens = directory, split, form.shard_tokens
-        self._schema = pa.schema([pa.field("tokens", _TOKEN_TYPES[form.dtype], nullable=False)])
-        codec = None if form.compression == "none" else form.compression
-        self._options = pa.ipc.IpcWriteOptions(compression=codec)
-        self._buffer: Tokens = np.empty(form.batch_tokens, dtype=form.dtype)
-        self._file: Any = None
-        self._begin_shard()
 
-    def _begin_shard(self) -> None:
-        self._filled = self._tokens = 0
-        self._ends: list[int] = []
-        self._sources: list[int] = []
-        self._batches: list[str] = []
+def write_shard(
+    directory: Path, stem: str, form: ShardForm, tokens: Iterable[Tokens], documents: pa.Table
+) -> ShardInfo:
+    """Write a shard of whole documents: `STEM.arrow`, and `STEM.documents.arrow` with the columns of `documents`.
 
-    def _path(self, ending: str) -> Path:
-        return self._directory / f"{self._split}-{len(self.shards):05d}{ending}"
+    `tokens` give the stream in pieces of any length; `documents` has at least `DOCUMENT_COLUMNS`' first two, `end`
+    counted from the shard's first token. The files are not yet durable.
+    """
+    schema = pa.schema([pa.field("tokens", _TOKEN_TYPES[form.dtype], nullable=False)])
+    options = pa.ipc.IpcWriteOptions(compression=None if form.compression == "none" else form.compression)
+    main, beside = directory / f"{stem}.arrow", directory / f"{stem}.documents.arrow"
+    digests, count = [], 0
+    with pa.ipc.new_file(str(main), schema, options=options) as out:
+        for batch in _batches(tokens, form):
+            digests.append(digest_bytes(batch.data))
+            out.write_batch(pa.RecordBatch.from_arrays([pa.array(batch)], schema=schema))
+            count += batch.size
+    documents = _canonical(_without_empty_columns(documents))
+    assert documents["end"][-1].as_py() == count, "documents cover the shard's tokens"
+    with pa.ipc.new_file(str(beside), documents.schema) as out:
+        out.write_table(documents, max_chunksize=documents.num_rows)
+    return ShardInfo(
+        tokens=count,
+        documents=documents.num_rows,
+        file=_described(main),
+        offsets=_described(beside),
+        batches=digests,
+    )
 
-    def add(self, tokens: npt.ArrayLike, source: int) -> None:
-        """Append one document (its ids with the closing EOS)."""
-        ids = np.asarray(tokens, dtype=self._buffer.dtype)
-        assert ids.size, "a document has at least its EOS"
-        if self._file is None:
-            self._file = pa.ipc.new_file(str(self._path(".arrow")), self._schema, options=self._options)
-        self._tokens += ids.size
-        self._ends.append(self._tokens)
-        self._sources.append(source)
-        while ids.size:
-            part = ids[: self._buffer.size - self._filled]
-            self._buffer[self._filled : self._filled + part.size] = part
-            self._filled += part.size
-            ids = ids[part.size :]
-            if self._filled == self._buffer.size:
-                self._flush()
-        if self._tokens >= self._shard_tokens:
-            self._end_shard()
 
-    def _flush(self) -> None:
-        batch = self._buffer[: self._filled]
-        self._batches.append(digest_bytes(batch.data))
-        self._file.write_batch(pa.RecordBatch.from_arrays([pa.array(batch)], schema=self._schema))
-        self._filled = 0
+def _batches(pieces: Iterable[Tokens], form: ShardForm) -> Iterator[Tokens]:
+    """The stream in batches of exactly `batch_tokens`, but for the last."""
+    buffer: Tokens = np.empty(form.batch_tokens, dtype=form.dtype)
+    filled = 0
+    for piece in pieces:
+        begin = 0
+        while begin < piece.size:
+            taken = min(buffer.size - filled, piece.size - begin)
+            if taken == buffer.size:
+                yield piece[begin : begin + taken]
+            else:
+                buffer[filled : filled + taken] = piece[begin : begin + taken]
+                filled += taken
+                if filled == buffer.size:
+                    yield buffer
+                    filled = 0
+            begin += taken
+    if filled:
+        yield buffer[:filled]
 
-    def _end_shard(self) -> None:
-        if self._filled:
-            self._flush()
-        self._file.close()
-        self._file = None
-        columns = [pa.array(self._ends, pa.int64()), pa.array(self._sources, pa.uint16())]
-        with pa.ipc.new_file(str(self._path(".documents.arrow")), _OFFSETS) as out:
-            out.write_batch(pa.RecordBatch.from_arrays(columns, schema=_OFFSETS))
-        self.shards.append(
-            ShardInfo(
-                tokens=self._tokens,
-                documents=len(self._ends),
-                file=describe_file(self._path(".arrow")),
-                offsets=describe_file(self._path(".documents.arrow")),
-                batches=self._batches,
-            )
-        )
-        self._begin_shard()
 
-    def close(self) -> None:
-        """Finish the last shard; `shards` is then complete."""
-        if self._file is not None:
-            self._end_shard()
+def _without_empty_columns(documents: pa.Table) -> pa.Table:
+    """Names and metadata are stored only where a document has some."""
+    unused = [n for n in documents.column_names[2:] if documents[n].null_count == documents.num_rows]
+    return documents.drop_columns(unused) if unused else documents
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        elif self._file is not None:
-            self._file.close()
+def _canonical(documents: pa.Table) -> pa.Table:
+    """The same values in fresh buffers: how a table was joined or sliced must not show in the file's bytes."""
+    columns = []
+    for column, field in zip(documents.columns, documents.schema, strict=True):
+        if pa.types.is_integer(field.type):
+            columns.append(pa.array(column.to_numpy(), field.type))
+        else:
+            columns.append(pa.array(column.to_pylist(), field.type))
+    return pa.table(columns, schema=documents.schema)
+
+
+def _described(path: Path) -> FileInfo:
+    return FileInfo(name=path.name, bytes=path.stat().st_size, digest=digest_file(path))
 
 
 class ShardReader:
@@ -177,12 +182,16 @@ class ShardReader:
 
         Raises UserError naming the file if it is damaged.
         """
+        batch = self.document_table()
+        return batch.column(0).to_numpy(), batch.column(1).to_numpy()
+
+    def document_table(self) -> pa.RecordBatch:
+        """All that is kept of each document, see `DOCUMENT_COLUMNS`. Raises UserError naming the file if damaged."""
         path = self._directory / self.info.offsets.name
         source = map_file(path, self.info.offsets.bytes)
         if digest_file(path) != self.info.offsets.digest:
             raise UserError(f"{path} is damaged (its digest does not fit): {_MEND}")
-        batch = pa.ipc.open_file(source).get_batch(0)
-        return batch.column(0).to_numpy(), batch.column(1).to_numpy()
+        return pa.ipc.open_file(source).get_batch(0)
 
 
 def map_file(path: Path, size: int) -> Any:

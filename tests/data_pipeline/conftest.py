@@ -9,8 +9,9 @@ import pytest
 from sample_texts import HOSTILE, documents
 
 from data_pipeline.build import build_dataset
-from data_pipeline.config import BuildConfig
+from data_pipeline.config import BuildConfig, TrainTokenizer
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from data_pipeline.tokenizer.piece_model import PieceTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -58,4 +59,5 @@ def dataset(built: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session", params=["bpe", "unigram"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    return Tokenizer(train_tokenizer(documents(300, 1), 300, request.param))
+    settings = TrainTokenizer(kind="train", vocabulary=306, model=request.param)
+    return PieceTokenizer(train_tokenizer(documents(300, 1), settings))

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.config import BuildConfig, DebianPackage
-from data_pipeline.corpora import fortunes, open_corpus, whole_file
-from data_pipeline.debian import PackageUnavailable, fetch_package
+from data_pipeline.config import BuildConfig
 from data_pipeline.manifest import DatasetManifest
+from data_pipeline.sources.config import DebianPackage
+from data_pipeline.sources.debian import PackageUnavailable, fetch_package
+from data_pipeline.sources.pieces import Opened, cut, open_source, read_piece
+from data_pipeline.sources.plain_text import fortunes
 from runtime.errors import UserError
 
 POEMS = {
@@ -23,6 +25,15 @@ POEMS = {
     "include": ["usr/share/games/fortunes/tang300"],
     "split": "fortune",
 }
+
+
+def texts_of(source: DebianPackage, opened: Opened) -> dict[tuple[str, int], str | None]:
+    """Every document by the name of its file and its place in it."""
+    return {
+        (Path(piece.file.path).name, number): found.text
+        for piece in cut(source, opened.files, 1 << 20)
+        for number, found in enumerate(read_piece(source, piece, 1 << 20))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +48,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tang_poems(cache: Path, tmp_path: Path) -> None:
-    corpus = open_corpus(DebianPackage.model_validate(POEMS), tmp_path, cache)
-    poems = [text for file in corpus.files for text in corpus.read(file) if text]
+    source = DebianPackage.model_validate(POEMS)
+    corpus = open_source(source, tmp_path, cache)
+    poems = [text for text in texts_of(source, corpus).values() if text]
     assert corpus.origin.startswith("fortunes-zh_")
     assert 300 <= len(poems) <= 330
     assert not any("\x1b" in poem or "%" in poem for poem in poems)
@@ -128,11 +140,10 @@ def test_links_and_packed_files(package: Path, tmp_path: Path) -> None:
         package="demo",
         include=["usr/**/*.rst", "usr/**/*.rst.gz", "usr/share/doc/folder/*"],
     )
-    corpus = open_corpus(source, tmp_path / "work", package)
-    assert {file.name: next(corpus.read(file)) for file in corpus.files} == {
-        "plain.rst": "plain",
-        "packed.rst.gz": "packed é",
-        "cut.rst.gz": None,
+    assert texts_of(source, open_source(source, tmp_path / "work", package)) == {
+        ("plain.rst", 0): "plain",
+        ("packed.rst.gz", 0): "packed é",
+        ("cut.rst.gz", 0): None,
     }
 
 
@@ -140,17 +151,10 @@ def test_a_damaged_package(package: Path, tmp_path: Path) -> None:
     (package / "demo_1_all.deb").write_bytes(b"not a package")
     source = DebianPackage(kind="debian", name="demo", licence="x", package="demo", include=["*"])
     with pytest.raises(UserError, match="source 'demo': dpkg-deb failed"):
-        open_corpus(source, tmp_path / "work", package)
+        open_source(source, tmp_path / "work", package)
 
 
-def test_fortune_borders(tmp_path: Path) -> None:
-    file = tmp_path / "fortunes"
-    file.write_bytes(b"\x1b[32mone\x1b[m\n50% of\n%\ntwo\r\n%\r\n% not a border\n%\n")
-    assert list(fortunes(file)) == ["one\n50% of", "two", "% not a border", ""]
-    file.write_bytes(b"\xff")
-    assert list(fortunes(file)) == [None]
-
-
-def test_a_whole_file_is_kept_to_the_byte(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfa\r\n\n")
-    assert list(whole_file(tmp_path / "a")) == ["\ufeffa\r\n\n"]
+def test_fortune_borders() -> None:
+    data = b"\x1b[32mone\x1b[m\n50% of\n%\ntwo\r\n%\r\n% not a border\n%\n"
+    assert [part.text for part in fortunes(data)] == ["one\n50% of", "two", "% not a border", ""]
+    assert [part.text for part in fortunes(b"\xff")] == [None]

@@ -8,13 +8,21 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from data_pipeline.build import build_dataset
 from data_pipeline.config import BuildConfig, DataConfig
 from data_pipeline.dataset import SampleReader, TokenDataset
 from data_pipeline.manifest import DatasetManifest
-from data_pipeline.shards import ShardForm, ShardReader, ShardWriter, token_dtype
+from data_pipeline.shards import (
+    DOCUMENT_COLUMNS,
+    ShardForm,
+    ShardReader,
+    default_shard_tokens,
+    token_dtype,
+    write_shard,
+)
 from data_pipeline.verify import dataset_stats, verify_dataset
 from runtime.errors import UserError
 
@@ -187,24 +195,34 @@ def test_stats(built: Path) -> None:
 
 @pytest.mark.parametrize(("dtype", "top"), [("uint16", 65535), ("uint32", 126_463)])
 @pytest.mark.parametrize("compression", ["none", "lz4"])
-def test_shards_give_back_any_ids(tmp_path: Path, dtype: str, top: int, compression: str) -> None:
+def test_a_shard_gives_back_any_ids(tmp_path: Path, dtype: str, top: int, compression: str) -> None:
     source = np.random.default_rng(0)
-    parts = [source.integers(0, top, size, endpoint=True) for size in (1, 99, 100, 101, 350, 1, 7)]
+    parts = [source.integers(0, top, size, dtype=dtype, endpoint=True) for size in (1, 99, 100, 101, 350, 1, 7)]
+    ends = np.cumsum([part.size for part in parts])
+    columns = [
+        pa.array(ends),
+        pa.array(range(7), pa.uint16()),
+        pa.array(ends),
+        pa.array([b"x" * 16] * 7, pa.binary(16)),
+    ]
+    table = pa.table([*columns, pa.nulls(7, pa.string()), pa.array(["a"] * 7)], schema=DOCUMENT_COLUMNS)
     form = ShardForm(dtype, batch_tokens=100, shard_tokens=300, compression=compression)
-    with ShardWriter(tmp_path, "train", form) as writer:
-        for number, part in enumerate(parts):
-            writer.add(part, number)
-    assert [shard.tokens for shard in writer.shards] == [301, 350, 8]
-    read, documents = [], []
-    for info in writer.shards:
-        reader = ShardReader(tmp_path, info, dtype=dtype, batch_tokens=100, packed=compression == "lz4")
-        read += [reader.batch(b) for b in range(len(info.batches))]
-        documents.append(reader.documents())
-        assert reader.batch(0) is reader.batch(0)
+    info = write_shard(tmp_path, "train-00000", form, iter(parts), table)
+    assert (info.tokens, info.documents, len(info.batches)) == (659, 7, 7)
+    reader = ShardReader(tmp_path, info, dtype=dtype, batch_tokens=100, packed=compression == "lz4")
+    read = [reader.batch(b) for b in range(len(info.batches))]
+    assert [batch.size for batch in read] == [100] * 6 + [59]
+    assert reader.batch(6) is read[6]
     assert read[0].dtype == dtype
     assert np.array_equal(np.concatenate(read), np.concatenate(parts))
-    assert [ends.tolist() for ends, _ in documents] == [[1, 100, 200, 301], [350], [1, 8]]
-    assert [sources.tolist() for _, sources in documents] == [[0, 1, 2, 3], [4], [5, 6]]
+    found_ends, sources = reader.documents()
+    assert found_ends.tolist() == ends.tolist()
+    assert sources.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert reader.document_table().schema.names == ["end", "source", "bytes", "digest", "metadata"]
+
+
+def test_shards_are_of_256_mib() -> None:
+    assert (default_shard_tokens("uint16"), default_shard_tokens("uint32")) == (1 << 27, 1 << 26)
 
 
 def test_the_smallest_type_that_fits() -> None:

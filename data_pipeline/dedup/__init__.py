@@ -1,0 +1,1 @@
+"""Documents that stand in a corpus more than once, exactly or nearly."""

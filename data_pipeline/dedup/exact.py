@@ -1,0 +1,48 @@
+"""Exact duplicates over all parts of a build, found by sorting digests; the first of its kind stays."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.rows import DIGESTS, load_parts
+
+DROPPED = "dropped.npy"
+BUCKET_ROWS = 1 << 23
+"""Documents whose digests are sorted at once: 24 bytes each, and as much again for the sort."""
+
+
+@dataclass(frozen=True)
+class BucketTask:
+    """The digests whose first bits are `bucket`, of `1 << bits` buckets."""
+
+    parts: Path
+    bucket: int
+    bits: int
+
+
+def bucket_bits(rows: int, bucket_rows: int = BUCKET_ROWS) -> int:
+    """How many bits of the digest choose the bucket, so that one has about `bucket_rows` rows at most."""
+    return max(0, (max(rows, 1) - 1) // bucket_rows).bit_length()
+
+
+def find_duplicates(task: BucketTask, directory: Path) -> None:
+    """Unit: numbers of the rows of a bucket whose text stood in an earlier row, in order."""
+    found = []
+    for part in load_parts(task.parts):
+        high, low, rows = np.load(part.directory / DIGESTS, mmap_mode="r")
+        begin, end = (_border(high, task.bucket + step, task.bits) for step in (0, 1))
+        used = np.flatnonzero(rows[begin:end] < part.rows) + begin
+        found.append(np.stack([high[used], low[used], rows[used] + np.uint64(part.first_row)]))
+    high, low, rows = np.concatenate(found, axis=1) if found else np.zeros((3, 0), dtype=np.uint64)
+    order = np.lexsort((rows, low, high))
+    high, low, rows = high[order], low[order], rows[order]
+    again = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
+    np.save(directory / DROPPED, np.sort(rows[1:][again]))
+
+
+def _border(high: np.ndarray[tuple[int], np.dtype[np.uint64]], bucket: int, bits: int) -> int:
+    """Where the digests of `bucket` begin in the sorted column `high`."""
+    if bucket >> bits:
+        return len(high)
+    return int(np.searchsorted(high, np.uint64(bucket << (64 - bits) & (1 << 64) - 1)))

@@ -1,0 +1,177 @@
+"""First pass: every document of every source once, through the stages that look at one document at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from data_pipeline.config import BuildConfig
+from data_pipeline.fates import Fate
+from data_pipeline.passes.workshop import Unit, Workshop
+from data_pipeline.rows import DIGESTS, DOCUMENT, DOCUMENTS, ROW, ROWS, Part, load_rows
+from data_pipeline.sources.config import FileSource, SourceConfig
+from data_pipeline.sources.document import SourceDocument
+from data_pipeline.sources.pieces import Opened, Piece, cut, damage, read_piece
+from data_pipeline.sources.streams import Damaged
+
+_BATCH_BYTES = 1 << 22
+_SMALLEST_PART, _LARGEST_PART, _PARTS = 1 << 20, 1 << 26, 64
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """Pieces of one source, and what is done to each document."""
+
+    source: SourceConfig
+    pieces: list[Piece]
+    max_document_bytes: int
+    seed: int
+
+
+def part_bytes(opened: Sequence[Opened]) -> int:
+    """Bytes of input of a unit; the result of a build does not depend on it."""
+    total = sum(file.bytes for source in opened for file in source.files)
+    return min(max(total // _PARTS, _SMALLEST_PART), _LARGEST_PART)
+
+
+def read_sources(
+    config: BuildConfig, opened: Sequence[Opened], size: int, workshop: Workshop, first_row: int = 0
+) -> list[Part]:
+    """All parts of all sources, in order. Raises UserError naming a file that cannot be read."""
+    units = [
+        [_unit(config, source, pieces) for pieces in _grouped(cut(source, found.files, size), size)]
+        for source, found in zip(config.sources, opened, strict=True)
+    ]
+    unlimited = [unit for source, of in zip(config.sources, units, strict=True) if not source.max_bytes for unit in of]
+    done = iter(workshop.run("read", read_part, unlimited))
+    parts = []
+    for number, (source, of) in enumerate(zip(config.sources, units, strict=True)):
+        places = _until(workshop, of, source.max_bytes) if source.max_bytes else [next(done) for _ in of]
+        left = source.max_bytes
+        for place in places:
+            rows, left = _rows_within(place, left)
+            parts.append(Part(place, number, first_row, rows))
+            first_row += rows
+    return parts
+
+
+def _unit(config: BuildConfig, source: SourceConfig, pieces: list[Piece]) -> Unit:
+    task = ReadTask(source, pieces, config.max_document_bytes, config.seed)
+    return Unit([source, pieces, task.max_document_bytes, task.seed], task)
+
+
+def _grouped(pieces: list[Piece], size: int) -> Iterator[list[Piece]]:
+    group: list[Piece] = []
+    weight = 0
+    for piece in pieces:
+        weight += min(piece.file.bytes, piece.end - piece.begin) if piece.end > 1 else piece.file.bytes
+        group.append(piece)
+        if weight >= size:
+            yield group
+            group, weight = [], 0
+    if group:
+        yield group
+
+
+def _until(workshop: Workshop, units: list[Unit], max_bytes: int) -> list[Path]:
+    """As many parts of a source as its `max_bytes` needs; some may be read in vain, which changes nothing."""
+    places: list[Path] = []
+    left: int | None = max_bytes
+    step = 2 * workshop.processes
+    for begin in range(0, len(units), step):
+        fresh = workshop.run("read", read_part, units[begin : begin + step])
+        for place in fresh:
+            rows, left = _rows_within(place, left)
+            places.append(place)
+            if rows < len(load_rows(place)):
+                return places
+    return places
+
+
+def _rows_within(place: Path, left: int | None) -> tuple[int, int | None]:
+    """How many rows of a part fit into `left` bytes, and what then is left."""
+    rows = load_rows(place)
+    if left is None:
+        return len(rows), None
+    kept = np.where(rows["fate"] == Fate.KEPT, rows["bytes"], 0)
+    total = np.cumsum(kept)
+    count = int(np.searchsorted(total, left, side="right"))
+    return count, left - (int(total[count - 1]) if count else 0)
+
+
+def read_part(task: ReadTask, directory: Path) -> None:
+    """Unit: write the rows of a part, its kept documents, and their digests in order."""
+    with _PartWriter(directory, task.seed) as out:
+        for document in _documents(task):
+            out.add(document)
+            if task.source.max_bytes is not None and out.bytes > task.source.max_bytes:
+                return
+
+
+def _documents(task: ReadTask) -> Iterator[SourceDocument]:
+    for piece in task.pieces:
+        try:
+            yield from read_piece(task.source, piece, task.max_document_bytes)
+        except Damaged as error:
+            if not isinstance(task.source, FileSource) or task.source.damaged == "stop":
+                raise damage(task.source, piece.file, error) from None
+            yield SourceDocument(None, Fate.DAMAGED)
+
+
+class _PartWriter:
+    """Collects documents; holds some megabytes of text at a time."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self.bytes = 0
+        self._directory, self._seed = directory, seed
+        self._held = 0
+        self._columns: tuple[list[Any], ...] = ([], [], [])
+        self._rows: list[tuple[Any, ...]] = []
+        self._packed: list[np.ndarray[Any, Any]] = []
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        self._file = pa.ipc.new_file(str(directory / DOCUMENTS), DOCUMENT, options=options)
+
+    def add(self, document: SourceDocument) -> None:
+        text, fate = document.text, document.fate
+        if text is None or fate != Fate.KEPT or not text.strip():
+            empty = text is not None and fate == Fate.KEPT
+            self._rows.append((0, 0, 0, 0, 0, Fate.EMPTY if empty else fate, b"", 0, 0))
+            return
+        data = text.encode()
+        digest = xxhash.xxh3_128_intdigest(data)
+        hashes = (xxhash.xxh3_64_intdigest(data, seed & _MASK) for seed in (self._seed, self._seed + 1))
+        self._rows.append((digest >> 64, digest & _MASK, *hashes, len(data), fate, b"", 0, 0))
+        for column, value in zip(self._columns, (text, document.id, document.metadata), strict=True):
+            column.append(value)
+        self.bytes += len(data)
+        self._held += len(data)
+        if self._held >= _BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._packed.append(np.array(self._rows, dtype=ROW))
+        if self._columns[0]:
+            arrays = [pa.array(column, field.type) for column, field in zip(self._columns, DOCUMENT, strict=True)]
+            self._file.write_batch(pa.RecordBatch.from_arrays(arrays, schema=DOCUMENT))
+        self._columns, self._rows, self._held = ([], [], []), [], 0
+
+    def __enter__(self) -> "_PartWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._file.close()
+            return
+        self._flush()
+        self._file.close()
+        rows = np.concatenate(self._packed)
+        np.save(self._directory / ROWS, rows)
+        kept = np.flatnonzero(rows["fate"] == Fate.KEPT)
+        order = kept[np.lexsort((kept, rows["low"][kept], rows["high"][kept]))]
+        table = np.stack([rows["high"][order], rows["low"][order], order.astype(np.uint64)])
+        np.save(self._directory / DIGESTS, table)

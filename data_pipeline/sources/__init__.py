@@ -1,0 +1,1 @@
+"""Where text comes from: files on disk or in an object store, cut into documents."""

@@ -1,0 +1,1 @@
+"""What is done to documents between source and tokens; each stage is a switch."""

@@ -1,0 +1,81 @@
+"""SentencePiece models with byte fallback: an exact round trip, and ids that text can never forge."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from data_pipeline.tokenizer.base import Tokenizer
+from runtime.errors import UserError, one_line
+
+SPACE = "\u2581"  # SentencePiece's own sign for a space
+NEEDED = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "mask": "<mask>"}
+FOR_CHATS = {"header_start": "<|start_header_id|>", "header_end": "<|end_header_id|>", "turn_end": "<|eot_id|>"}
+"""Control pieces of a trained vocabulary, named as in LLaDA's and Llama 3's chat template."""
+
+
+class PieceTokenizer(Tokenizer):
+    """A SentencePiece model."""
+
+    file_name = "tokenizer.model"
+
+    def __init__(self, model: bytes, where: str = "tokenizer") -> None:
+        """Raises UserError if `model` is not SentencePiece's, or cannot give an exact round trip."""
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            self._model.LoadFromSerializedProto(model)
+            table = self._piece_bytes()
+        except (RuntimeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{where} is not a SentencePiece model ({one_line(error)}): rebuild or restore it"
+            ) from None
+        byte_ids = [self._model.piece_to_id(f"<0x{value:02X}>") for value in range(256)]
+        if not all(map(self._model.is_byte, byte_ids)):
+            raise UserError(
+                f"{where} has no byte pieces, so some text would be lost: let `lacuna data build` train one"
+            )
+        self._space_ids = np.array([byte_ids[value] for value in SPACE.encode()], dtype=np.int32)
+        special: dict[str, int | None] = {role: self._control(piece) for role, piece in (NEEDED | FOR_CHATS).items()}
+        for role, piece in NEEDED.items():
+            if special[role] is None:
+                raise UserError(f"{where} has no control piece {piece}: let `lacuna data build` train one")
+        super().__init__(model, self._model.vocab_size(), special, table)
+        self._check_round_trip(where)
+
+    def _control(self, piece: str) -> int | None:
+        number: int = self._model.piece_to_id(piece)
+        return number if self._model.is_control(number) else None
+
+    def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[npt.NDArray[Any]]:
+        """Ids of each text as an int32 array; the result does not depend on `threads`."""
+        # A literal U+2581 would be read as a space: texts are cut there and its bytes put in between.
+        cut = {number: text.split(SPACE) for number, text in enumerate(texts) if SPACE in text}
+        whole = ["" if number in cut else text for number, text in enumerate(texts)] if cut else list(texts)
+        try:
+            arrays: list[npt.NDArray[Any]] = self._model.encode(whole, num_threads=threads, return_type="numpy")
+            for number, parts in cut.items():
+                arrays[number] = self._joined(self._model.encode(parts, return_type="numpy"))
+        except (TypeError, UnicodeEncodeError):  # a str that has no UTF-8
+            raise UserError("the text holds a lone surrogate, which is no character: leave it out") from None
+        return arrays
+
+    def _joined(self, parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.concatenate([array for part in parts for array in (self._space_ids, part)][1:])
+
+    def piece(self, number: int) -> str:
+        """The vocabulary's own name of an id, as in `<mask>`, `<0x0A>` or `▁the`."""
+        name: str = self._model.id_to_piece(int(number))
+        return name
+
+    def _piece_bytes(self) -> list[bytes]:
+        model, table = self._model, []
+        for number in range(model.vocab_size()):
+            if model.is_control(number) or model.is_unknown(number):
+                table.append(b"")
+            elif model.is_byte(number):
+                table.append(bytes([int(model.id_to_piece(number)[3:5], 16)]))
+            else:
+                table.append(model.id_to_piece(number).replace(SPACE, " ").encode())
+        return table

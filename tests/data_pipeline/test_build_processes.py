@@ -1,0 +1,73 @@
+"""The same bytes from any number of processes, from any cut of the work, and after kills."""
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.build import Means, build_dataset
+from data_pipeline.config import BuildConfig
+from runtime.errors import UserError
+from tests.prove.build import configuration, contents, finish, finished_units, kill_and_repeat, prove, start
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build in this process, in one part."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    build_dataset(BuildConfig.parse(configuration(), "build"), out, means=Means(processes=1, show_progress=False))
+    return out
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_change_nothing(whole: Path, tmp_path: Path, processes: int) -> None:
+    finish(start(configuration(), tmp_path / "out", processes))
+    assert contents(tmp_path / "out") == contents(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("part_bytes", [1, 10_000])
+def test_the_cut_of_the_work_changes_nothing(tmp_path: Path, part_bytes: int) -> None:
+    values = configuration()
+    values["sources"][0]["max_bytes"] = 100_000
+    config = BuildConfig.parse(values | {"tokenizer": {"kind": "train", "vocabulary": 450}}, "build")
+    build_dataset(config, tmp_path / "whole", show_progress=False)
+    means = Means(processes=1, part_bytes=part_bytes, show_progress=False)
+    build_dataset(config, tmp_path / "parts", means=means)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_killed_builds_go_on_where_they_were(tmp_path: Path) -> None:
+    kills = list(prove(3, tmp_path, seed=3))
+    assert all(kill.identical for kill in kills)
+    assert not any(kill.workers_left for kill in kills)
+
+
+def test_finished_units_are_not_done_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A build that stops in the middle of things leaves units, and the next one takes them."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    source = {"kind": "jsonl", "name": "a", "licence": "x", "glob": str(tmp_path / "a.jsonl")}
+    config = BuildConfig.parse(configuration() | {"sources": [source]}, "build")
+    for _ in range(2):
+        with pytest.raises(UserError, match="does not fit the text"):
+            build_dataset(config, tmp_path / "out")
+    errors = capfd.readouterr().err
+    assert errors.count("read: 1/1 found finished") == 1
+    assert (tmp_path / ".out.building").is_dir()
+    (tmp_path / "a.jsonl").write_text('{"text": "one two"}\n')
+    with pytest.raises(UserError, match="does not fit the text"):
+        build_dataset(config, tmp_path / "out")
+    assert "read: 1/1 found finished" not in capfd.readouterr().err
+
+
+def test_a_build_under_way_is_not_disturbed(tmp_path: Path) -> None:
+    with start(configuration(), tmp_path / "out", 1) as build:
+        while not finished_units(tmp_path / "out"):
+            assert build.poll() is None
+        with pytest.raises(UserError, match="is being built by another process"):
+            build_dataset(BuildConfig.parse(configuration(), "build"), tmp_path / "out", show_progress=False)
+        finish(build)
+
+
+def test_a_kill_at_the_very_end(whole: Path, tmp_path: Path) -> None:
+    kill_and_repeat(configuration(), tmp_path / "out", 1, units=10**6, delay=0)
+    assert contents(tmp_path / "out") == contents(whole)

@@ -1,0 +1,338 @@
+"""Every kind of source gives every document once, or counts why not; hostile files are bounded and named."""
+
+import gzip
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import TypeAdapter
+from sample_texts import HOSTILE, documents
+
+from data_pipeline.build import build_dataset
+from data_pipeline.config import BuildConfig
+from data_pipeline.fates import Fate
+from data_pipeline.manifest import SourceInfo
+from data_pipeline.sources.config import SourceConfig, Storage
+from data_pipeline.sources.document import SourceDocument
+from data_pipeline.sources.pieces import cut, open_source, read_piece
+from data_pipeline.sources.storage import File, open_filesystem
+from data_pipeline.sources.streams import chunks_of_lines, lines
+from runtime.errors import UserError
+
+TEXTS = [*documents(60, 11), *HOSTILE]
+
+
+def source_of(kind: str, glob: Any, **keys: Any) -> SourceConfig:
+    values = {"kind": kind, "name": "s", "licence": "CC0", "glob": glob, **keys}
+    found: SourceConfig = TypeAdapter(SourceConfig).validate_python(values)
+    return found
+
+
+def read(
+    source: SourceConfig, tmp_path: Path, piece_bytes: int = 1 << 20, limit: int = 1 << 20
+) -> list[SourceDocument]:
+    files = open_source(source, tmp_path, tmp_path).files
+    return [found for piece in cut(source, files, piece_bytes) for found in read_piece(source, piece, limit)]
+
+
+def built(source: SourceConfig, tmp_path: Path, vocabulary: int = 360, **keys: Any) -> SourceInfo:
+    """What the manifest says of a build of `source` and the sample texts, which make a vocabulary possible."""
+    (tmp_path / "more").mkdir(exist_ok=True)
+    (tmp_path / "more/texts.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"{text} more"}) for text in documents(300, 3))
+    )
+    more = {"kind": "jsonl", "name": "more", "licence": "CC0", "glob": f"{tmp_path}/more"}
+    values = {"sources": [source.model_dump(), more], "tokenizer": {"kind": "train", "vocabulary": vocabulary}, **keys}
+    return build_dataset(BuildConfig.parse(values, "build"), tmp_path / "out", show_progress=False).sources[0]
+
+
+def jsonl(texts: list[str], first: int = 0) -> bytes:
+    """U+2028 and its like stand unescaped: only a line feed ends a line."""
+    return "\n".join(
+        json.dumps({"text": text, "n": n}, ensure_ascii=False) for n, text in enumerate(texts, first)
+    ).encode()
+
+
+def write_parquet(path: Path) -> None:
+    table = pa.table({"n": range(len(TEXTS)), "text": TEXTS})
+    pq.write_table(table, path, row_group_size=7)
+
+
+def write_arrow(path: Path, stream: bool) -> None:
+    table = pa.table({"text": pa.array(TEXTS).dictionary_encode() if stream else TEXTS, "n": range(len(TEXTS))})
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(path), table.schema) as out:
+        out.write_table(table, max_chunksize=9)
+
+
+@pytest.fixture
+def everywhere(tmp_path: Path) -> dict[str, tuple[str, Path]]:
+    """The sample texts in a file of each format."""
+    home = tmp_path / "files"
+    home.mkdir()
+    (home / "a.jsonl").write_bytes(jsonl(TEXTS))
+    (home / "b.jsonl.gz").write_bytes(gzip.compress(jsonl(TEXTS[:30])) + gzip.compress(b"\n" + jsonl(TEXTS[30:], 30)))
+    (home / "c.jsonl.zst").write_bytes(pa.Codec("zstd").compress(jsonl(TEXTS), asbytes=True))
+    write_parquet(home / "d.parquet")
+    write_arrow(home / "e.arrow", stream=False)
+    write_arrow(home / "f.arrow", stream=True)
+    kinds = {"a": "jsonl", "b": "jsonl", "c": "jsonl", "d": "parquet", "e": "arrow", "f": "arrow"}
+    return {path.name: (kinds[path.name[0]], path) for path in sorted(home.iterdir())}
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 100, 1000, 1 << 20])
+def test_every_format_gives_the_same_documents(
+    everywhere: dict[str, tuple[str, Path]], tmp_path: Path, piece_bytes: int
+) -> None:
+    """However the files are cut into pieces."""
+    for name, (kind, path) in everywhere.items():
+        source = source_of(kind, str(path), id_field="n")
+        found = read(source, tmp_path, piece_bytes)
+        assert [one.text for one in found] == TEXTS, name
+        assert [one.id for one in found] == [str(n) for n in range(len(TEXTS))], name
+        assert all(one.fate == Fate.KEPT for one in found)
+
+
+def test_directories_lists_and_hidden_files(everywhere: dict[str, tuple[str, Path]], tmp_path: Path) -> None:
+    home = tmp_path / "files"
+    (home / ".hidden.jsonl").write_bytes(jsonl(["hidden"]))
+    (home / "below").mkdir()
+    (home / "below/g.ndjson").write_bytes(jsonl(["below"]))
+    (home / "readme.txt").write_text("not a record")
+    count = len(TEXTS)
+    assert len(read(source_of("jsonl", str(home)), tmp_path)) == 3 * count + 1
+    assert len(read(source_of("jsonl", [f"{home}/a*", f"{home}/a.jsonl", f"{home}/below"]), tmp_path)) == count + 1
+    assert len(read(source_of("parquet", str(home)), tmp_path)) == count
+    with pytest.raises(UserError, match="no file matches"):
+        read(source_of("jsonl", f"{home}/nothing-*"), tmp_path)
+
+
+def test_names_and_metadata_reach_the_dataset(tmp_path: Path) -> None:
+    rows = [{"body": {"text": text}, "url": f"u{n}", "when": {"year": n}} for n, text in enumerate(TEXTS)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    keys = {"field": "body.text", "id_field": "url", "metadata_fields": ["when", "gone"]}
+    info = built(source_of("jsonl", f"{tmp_path}/a.jsonl", **keys), tmp_path)
+    assert info.documents == len(TEXTS)
+    table = pa.ipc.open_file(str(tmp_path / "out/train-00000.documents.arrow")).read_all().to_pylist()
+    assert [row["id"] for row in table[:3]] == ["u0", "u1", "u2"]
+    assert json.loads(table[5]["metadata"]) == {"when": {"year": 5}}
+    assert table[0]["bytes"] == len(TEXTS[0].encode())
+    assert table[-1]["id"] is None
+
+
+def test_text_by_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("one\ntwo \u2028 still two\r\n\nthree".encode()))
+    found = read(source_of("text", f"{tmp_path}/a.txt.gz", split="line"), tmp_path)
+    assert [one.text for one in found] == ["one", "two \u2028 still two\r", "", "three"]
+
+
+def test_lines_of_any_cut() -> None:
+    data = b"a\n\nlonger than four\nbb\n" + b"x" * 100 + b"\ncc"
+    expected = [b"a", b"", None, b"bb", None, b"cc"]
+    for size in range(1, len(data) + 1):
+        pieces = (data[begin : begin + size] for begin in range(0, len(data), size))
+        assert list(lines(pieces, 4)) == expected
+
+
+def test_every_line_belongs_to_one_range(tmp_path: Path) -> None:
+    data = b"one\n\ntwo\nthree is longer\n4\n"
+    (tmp_path / "a").write_bytes(data)
+    file = File(str(tmp_path / "a"), len(data), 0)
+    for size in range(1, len(data) + 2):
+        ranges = ((begin, begin + size) for begin in range(0, len(data), size))
+        assert b"".join(b"".join(chunks_of_lines(file, Storage(), *between)) for between in ranges) == data
+
+
+def test_hostile_records_are_counted_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    rows = jsonl(TEXTS).split(b"\n")
+    bad = [
+        b"{broken",
+        b"\xff\xfe",
+        b'{"text": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"text": 5}',
+        b'{"txt": "a"}',
+        b"7",
+        b"[]",
+    ]
+    bad += [b'{"text": ""}', b'{"text": " \\n\\u2028 "}', b"", b"  ", b'{"text": "' + b"x" * 3_000_000 + b'"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows[:20] + bad + rows[20:]))
+    info = built(source_of("jsonl", f"{tmp_path}/a.jsonl"), tmp_path, max_document_bytes=1_000_000)
+    assert info.documents == len(TEXTS)
+    assert (info.undecodable, info.without_text, info.empty, info.oversized) == (4, 4, 2, 1)
+    assert info.bytes == sum(len(text.encode()) for text in TEXTS)
+
+
+def test_a_200_mb_line_in_bounded_memory(tmp_path: Path) -> None:
+    with open(tmp_path / "a.jsonl", "wb") as out:
+        out.write(b'{"text": "before"}\n{"text": "')
+        for _ in range(200):
+            out.write(b"x" * 1_000_000)
+        out.write(b'"}\n{"text": "after"}\n')
+    program = (
+        "import resource, sys, pathlib, json\n"
+        "from tests.data_pipeline.test_sources import read, source_of\n"
+        "found = read(source_of('jsonl', sys.argv[1]), pathlib.Path('.'), 1 << 26, 1 << 24)\n"
+        "print(json.dumps([[d.text, d.fate] for d in found]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    program = program.replace("tests.data_pipeline.test_sources", "test_sources")
+    here = str(Path(__file__).parent)
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path[:0] = ['.', {here!r}]\n{program}",
+        str(tmp_path / "a.jsonl"),
+        "0",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    found, _, kilobytes = result.stdout.rpartition(" ")
+    assert json.loads(found) == [["before", 0], [None, Fate.OVERSIZED], ["after", 0]]
+    assert int(kilobytes) < 400_000, "the line was held as a whole"
+
+
+def bomb(path: Path, megabytes: int, line_feeds: bool) -> None:
+    with gzip.open(path, "wb") as out:
+        for _ in range(megabytes):
+            out.write((b"0" * 9999 + b"\n") * 100 if line_feeds else b"0" * 1_000_000)
+
+
+@pytest.mark.parametrize("line_feeds", [False, True])
+def test_a_zip_bomb_is_bounded(tmp_path: Path, line_feeds: bool) -> None:
+    """Records: one line that names it, or a count. A file that is one document: a count."""
+    bomb(tmp_path / "a.jsonl.gz", 130, line_feeds)
+    (tmp_path / "b.jsonl").write_bytes(jsonl(TEXTS))
+    with pytest.raises(
+        UserError, match=r"source 's': .*a\.jsonl\.gz cannot.*more than 256 times.*`damaged: skip`"
+    ) as e:
+        built(source_of("jsonl", f"{tmp_path}/*.jsonl*"), tmp_path)
+    assert "\n" not in str(e.value)
+    info = built(source_of("jsonl", f"{tmp_path}/*.jsonl*", damaged="skip"), tmp_path)
+    assert (info.documents, info.damaged, info.oversized) == (len(TEXTS), 1, 0)
+    found = read(source_of("text", f"{tmp_path}/a*"), tmp_path)
+    assert [one.fate for one in found] == [Fate.OVERSIZED]
+
+
+@pytest.mark.parametrize("name", ["b.jsonl.gz", "c.jsonl.zst", "d.parquet", "e.arrow", "f.arrow"])
+def test_files_that_break_off(everywhere: dict[str, tuple[str, Path]], tmp_path: Path, name: str) -> None:
+    kind, path = everywhere[name]
+    data = path.read_bytes()
+    for cut_at in (len(data) // 2, 5):
+        path.write_bytes(data[:cut_at])
+        with pytest.raises(UserError, match=f"source 's': .*{name} cannot be read to its end"):
+            built(source_of(kind, str(path)), tmp_path)
+    (tmp_path / "good").mkdir()
+    path.write_bytes(data[: len(data) // 2])
+    found = list(read_skipping(source_of(kind, str(path), damaged="skip"), tmp_path))
+    assert found == TEXTS[: len(found)]
+
+
+def read_skipping(source: SourceConfig, tmp_path: Path) -> Iterator[str]:
+    from data_pipeline.passes.read import ReadTask, _documents
+
+    pieces = cut(source, open_source(source, tmp_path, tmp_path).files, 1 << 20)
+    for found in _documents(ReadTask(source, pieces, 1 << 20, 0)):
+        if found.fate == Fate.DAMAGED:
+            continue
+        assert found.text is not None
+        yield found.text
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "e.arrow"])
+def test_wrong_columns(everywhere: dict[str, tuple[str, Path]], tmp_path: Path, name: str) -> None:
+    kind, path = everywhere[name]
+    with pytest.raises(UserError, match=f"{name} has no column 'body': its columns are .*text.*set `field`"):
+        built(source_of(kind, str(path), field="body"), tmp_path)
+    with pytest.raises(UserError, match=r"source 's' gives no document \(64 without text\)"):
+        built(source_of(kind, str(path), field="n"), tmp_path)
+
+
+def test_columns_that_are_not_utf8(tmp_path: Path) -> None:
+    raw = pa.array([b"fine", b"caf\xe9", b"also fine"]).view(pa.binary())
+    broken = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])
+    pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
+    found = read(source_of("parquet", f"{tmp_path}/a.parquet"), tmp_path)
+    assert [(one.text, one.fate) for one in found] == [("fine", 0), (None, Fate.UNDECODABLE), ("also fine", 0)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"glob": []}, "at least one pattern"),
+        ({"glob": ""}, "at least one pattern"),
+        ({"glob": "ftp://host/a"}, "ftp:// is not known"),
+        ({"glob": "s3://key:secret@bucket/a"}, "credentials do not belong here"),
+        ({"glob": "s3:///a.jsonl"}, "names no bucket"),
+        ({"glob": "a", "markup": "html"}, "unknown key"),
+        ({"glob": "a", "damaged": "ignore"}, "damaged"),
+        ({"glob": "a", "storage": {"secret_key": "x"}}, "unknown key"),
+    ],
+)
+def test_bad_sources(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    values = {"sources": [{"kind": "jsonl", "name": "s", "licence": "x", **keys}]}
+    with pytest.raises(UserError, match=message) as caught:
+        built(
+            BuildConfig.parse({**values, "tokenizer": {"kind": "train", "vocabulary": 300}}, "b").sources[0], tmp_path
+        )
+    assert "secret" not in str(caught.value) or "storage" in keys
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Storage]:
+    """A bucket of a real S3 server, moto's, in this process."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AWS_ACCESS_KEY_ID", "test")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    filesystem = pa.fs.S3FileSystem(
+        endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
+    )
+    filesystem.create_dir("corpus")
+    yield Storage(endpoint=f"http://{host}:{port}", region="us-east-1")
+    patch.undo()
+    server.stop()
+
+
+def test_object_storage(bucket: Storage, everywhere: dict[str, tuple[str, Path]], tmp_path: Path) -> None:
+    filesystem = open_filesystem("s3", bucket)
+    for name, (_, path) in everywhere.items():
+        for place in (f"corpus/{name}", f"corpus/deep/er/{name}"):
+            with filesystem.open_output_stream(place, compression=None) as out:
+                out.write(path.read_bytes())
+    storage = bucket.model_dump()
+    for name, (kind, _) in everywhere.items():
+        found = read(source_of(kind, f"s3://corpus/{name}", storage=storage), tmp_path, 500)
+        assert [one.text for one in found] == TEXTS
+    for pattern, files in (
+        ("s3://corpus/*.jsonl", ["a.jsonl"]),
+        ("s3://corpus/**/*.jsonl", ["a.jsonl", "deep/er/a.jsonl"]),
+        ("s3://corpus/deep", ["deep/er/a.jsonl", "deep/er/b.jsonl.gz", "deep/er/c.jsonl.zst"]),
+        ("s3://corpus/d?ep/*/[ab].jsonl*", ["deep/er/a.jsonl", "deep/er/b.jsonl.gz"]),
+    ):
+        opened = open_source(source_of("jsonl", pattern, storage=storage), tmp_path, tmp_path)
+        assert [file.path for file in opened.files] == [f"s3://corpus/{name}" for name in files]
+    info = built(source_of("parquet", "s3://corpus/deep", storage=storage), tmp_path)
+    assert (info.documents, info.files, info.origin) == (len(TEXTS), 1, "s3://corpus/deep")
+
+
+def test_object_storage_that_refuses(bucket: Storage, tmp_path: Path) -> None:
+    storage = bucket.model_dump()
+    with pytest.raises(UserError, match="no file matches in s3://elsewhere/a"):
+        read(source_of("jsonl", "s3://elsewhere/a.jsonl", storage=storage), tmp_path)
+    dead = {"endpoint": "http://127.0.0.1:9", "region": "us-east-1"}
+    with pytest.raises(UserError, match=r"s3://corpus/a\.jsonl cannot be listed") as caught:
+        read(source_of("jsonl", "s3://corpus/a.jsonl", storage=dead), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_of_this_test_file_is_bounded() -> None:
+    """The files above unpack to hundreds of megabytes; none was ever held."""
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1_500_000
