@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk clean
+.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -36,7 +36,7 @@ bench: .venv/installed
 	$(BIN)/python -m bench.run
 
 ## The longer proofs, with reports under docs/
-prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk
+prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build
 
 ## Every combination of layouts against the plain reference (about an hour on two cores, an estimate); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test
@@ -61,6 +61,10 @@ prove-kill: .venv/installed-test
 ## A disk that fails at every call of a save (some minutes); rewrites docs/reliability.md
 prove-disk: .venv/installed-test
 	$(BIN)/python -m tests.prove.disk
+
+## A dataset build killed at 20 seeded points and repeated, byte by byte; rewrites its table in docs/data.md
+prove-build: .venv/installed-test
+	$(BIN)/python -m tests.prove.build
 
 clean:
 	rm -rf .venv build *.egg-info

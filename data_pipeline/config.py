@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.sources.config import SourceConfig
+from data_pipeline.stages.config import StagesConfig
 from runtime.errors import UserError
 from runtime.settings import Settings
 
@@ -51,6 +52,8 @@ class BuildConfig(Settings):
 
     sources: list[SourceConfig] = Field(min_length=1, max_length=2**16)
     tokenizer: TokenizerConfig
+    stages: StagesConfig = StagesConfig()
+    """What is done to documents before they are encoded."""
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the documents, chosen by their hash, that goes to the validation split."""
     max_document_bytes: int = Field(default=2**26, gt=0)

@@ -12,6 +12,7 @@ from runtime.files import digest_bytes, read_json, write_json
 from runtime.settings import Settings
 
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
 VERSION = 1
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]

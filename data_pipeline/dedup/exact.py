@@ -31,7 +31,7 @@ def find_duplicates(task: BucketTask, directory: Path) -> None:
     found = []
     for part in load_parts(task.parts):
         high, low, rows = np.load(part.directory / DIGESTS, mmap_mode="r")
-        begin, end = (_border(high, task.bucket + step, task.bits) for step in (0, 1))
+        begin, end = (border(high, task.bucket + step, task.bits) for step in (0, 1))
         used = np.flatnonzero(rows[begin:end] < part.rows) + begin
         found.append(np.stack([high[used], low[used], rows[used] + np.uint64(part.first_row)]))
     high, low, rows = np.concatenate(found, axis=1) if found else np.zeros((3, 0), dtype=np.uint64)
@@ -41,7 +41,7 @@ def find_duplicates(task: BucketTask, directory: Path) -> None:
     np.save(directory / DROPPED, np.sort(rows[1:][again]))
 
 
-def _border(high: np.ndarray[tuple[int], np.dtype[np.uint64]], bucket: int, bits: int) -> int:
+def border(high: np.ndarray[tuple[int], np.dtype[np.uint64]], bucket: int, bits: int) -> int:
     """Where the digests of `bucket` begin in the sorted column `high`."""
     if bucket >> bits:
         return len(high)

@@ -10,12 +10,11 @@ import pyarrow as pa
 
 from data_pipeline.config import BuildConfig, ExistingTokenizer, TrainTokenizer
 from data_pipeline.fates import Fate
+from data_pipeline.manifest import TOKENIZER
 from data_pipeline.passes.select import Selected, sample_of
 from data_pipeline.passes.workshop import Unit, Workshop
 from data_pipeline.rows import DOCUMENTS, Mask, load_rows
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
-
-MODEL = "tokenizer.model"
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,15 @@ def obtain_tokenizer(config: BuildConfig, selected: Sequence[Selected], workshop
     sample = [(one.part.directory, numbers) for one, numbers in zip(selected, rows, strict=True) if len(numbers)]
     depends = [config.tokenizer, [[directory, numbers.tolist()] for directory, numbers in sample]]
     (place,) = workshop.run("tokenizer", learn, [Unit(depends, LearnTask(config.tokenizer, sample))])
-    return Tokenizer.load(place / MODEL)
+    return Tokenizer.load(place / TOKENIZER)
 
 
 def learn(task: LearnTask, directory: Path) -> None:
     """Unit: train a vocabulary on the sample, in the order of the documents."""
     texts = (text for part, rows in task.sample for text in _texts(part, rows))
-    (directory / MODEL).write_bytes(train_tokenizer(texts, task.settings))
+    wanted = task.settings
+    model = train_tokenizer(texts, wanted.vocabulary, wanted.model, wanted.coverage, wanted.reserved)
+    (directory / TOKENIZER).write_bytes(model)
 
 
 def _texts(part: Path, numbers: npt.NDArray[np.int64]) -> Iterator[str]:

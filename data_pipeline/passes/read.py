@@ -10,17 +10,23 @@ import pyarrow as pa
 import xxhash
 
 from data_pipeline.config import BuildConfig
+from data_pipeline.dedup.signatures import Signatures, save_bands, shingles, sign
 from data_pipeline.fates import Fate
 from data_pipeline.passes.workshop import Unit, Workshop
 from data_pipeline.rows import DIGESTS, DOCUMENT, DOCUMENTS, ROW, ROWS, Part, load_rows
 from data_pipeline.sources.config import FileSource, SourceConfig
+from data_pipeline.sources.debian import default_cache
 from data_pipeline.sources.document import SourceDocument
-from data_pipeline.sources.pieces import Opened, Piece, cut, damage, read_piece
+from data_pipeline.sources.pieces import Opened, Piece, cut, damage, open_source, read_piece
 from data_pipeline.sources.streams import Damaged
+from data_pipeline.stages.chain import Chain, Outcome
+from data_pipeline.stages.config import NearDuplicates, StagesConfig
+from data_pipeline.stages.decontaminate import REFERENCE, ReferenceTask, gather_reference
 
 _BATCH_BYTES = 1 << 22
 _SMALLEST_PART, _LARGEST_PART, _PARTS = 1 << 20, 1 << 26, 64
 _MASK = (1 << 64) - 1
+_MOST = (1 << 16) - 1
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,9 @@ class ReadTask:
     pieces: list[Piece]
     max_document_bytes: int
     seed: int
+    stages: StagesConfig
+    reference: Path | None
+    """n-grams of the evaluation sets, if documents are compared with them."""
 
 
 def part_bytes(opened: Sequence[Opened]) -> int:
@@ -43,8 +52,10 @@ def read_sources(
     config: BuildConfig, opened: Sequence[Opened], size: int, workshop: Workshop, first_row: int = 0
 ) -> list[Part]:
     """All parts of all sources, in order. Raises UserError naming a file that cannot be read."""
+    reference = _reference(config, workshop)
+    Chain(config.stages, reference)  # what is missing is said now
     units = [
-        [_unit(config, source, pieces) for pieces in _grouped(cut(source, found.files, size), size)]
+        [_unit(config, source, pieces, reference) for pieces in _grouped(cut(source, found.files, size), size)]
         for source, found in zip(config.sources, opened, strict=True)
     ]
     unlimited = [unit for source, of in zip(config.sources, units, strict=True) if not source.max_bytes for unit in of]
@@ -60,9 +71,25 @@ def read_sources(
     return parts
 
 
-def _unit(config: BuildConfig, source: SourceConfig, pieces: list[Piece]) -> Unit:
-    task = ReadTask(source, pieces, config.max_document_bytes, config.seed)
-    return Unit([source, pieces, task.max_document_bytes, task.seed], task)
+def _unit(config: BuildConfig, source: SourceConfig, pieces: list[Piece], reference: Path | None) -> Unit:
+    stages = config.stages.model_copy(update={"exact_duplicates": True, "decontaminate": None})
+    task = ReadTask(source, pieces, config.max_document_bytes, config.seed, config.stages, reference)
+    compared = [config.stages.decontaminate, reference] if reference else None
+    return Unit([source, pieces, task.max_document_bytes, task.seed, stages, compared], task)
+
+
+def _reference(config: BuildConfig, workshop: Workshop) -> Path | None:
+    """The n-grams of the evaluation sets. Raises UserError naming a set without files."""
+    settings = config.stages.decontaminate
+    if settings is None:
+        return None
+    pieces = []
+    for source in settings.against:
+        opened = open_source(source, workshop.directory / "evaluation", default_cache())
+        pieces += [(source, piece) for piece in cut(source, opened.files, _LARGEST_PART)]
+    task = ReferenceTask(pieces, settings.n, config.max_document_bytes)
+    (place,) = workshop.run("evaluation", gather_reference, [Unit([pieces, settings.n], task)])
+    return place / REFERENCE
 
 
 def _grouped(pieces: list[Piece], size: int) -> Iterator[list[Piece]]:
@@ -106,11 +133,24 @@ def _rows_within(place: Path, left: int | None) -> tuple[int, int | None]:
 
 def read_part(task: ReadTask, directory: Path) -> None:
     """Unit: write the rows of a part, its kept documents, and their digests in order."""
-    with _PartWriter(directory, task.seed) as out:
+    chain = Chain(task.stages, task.reference)
+    with _PartWriter(directory, task.seed, task.stages.near_duplicates) as out:
         for document in _documents(task):
-            out.add(document)
+            out.add(*_staged(document, chain))
             if task.source.max_bytes is not None and out.bytes > task.source.max_bytes:
                 return
+
+
+def _staged(document: SourceDocument, chain: Chain) -> tuple[SourceDocument, Outcome]:
+    """The document with its fate; one without a visible character is empty, before the stages or after."""
+    text, fate = document.text, document.fate
+    if text is None or fate != Fate.KEPT:
+        return document, Outcome("", fate)
+    if not text.strip():
+        return document, Outcome("", Fate.EMPTY)
+    outcome = chain.apply(text)
+    empty = outcome.fate == Fate.KEPT and not outcome.text.strip()
+    return document, outcome._replace(fate=Fate.EMPTY) if empty else outcome
 
 
 def _documents(task: ReadTask) -> Iterator[SourceDocument]:
@@ -126,26 +166,27 @@ def _documents(task: ReadTask) -> Iterator[SourceDocument]:
 class _PartWriter:
     """Collects documents; holds some megabytes of text at a time."""
 
-    def __init__(self, directory: Path, seed: int) -> None:
+    def __init__(self, directory: Path, seed: int, near: NearDuplicates | None) -> None:
         self.bytes = 0
-        self._directory, self._seed = directory, seed
+        self._directory, self._seed, self._near = directory, seed, near
         self._held = 0
         self._columns: tuple[list[Any], ...] = ([], [], [])
         self._rows: list[tuple[Any, ...]] = []
         self._packed: list[np.ndarray[Any, Any]] = []
+        self._signatures: list[Signatures] = []
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         self._file = pa.ipc.new_file(str(directory / DOCUMENTS), DOCUMENT, options=options)
 
-    def add(self, document: SourceDocument) -> None:
-        text, fate = document.text, document.fate
-        if text is None or fate != Fate.KEPT or not text.strip():
-            empty = text is not None and fate == Fate.KEPT
-            self._rows.append((0, 0, 0, 0, 0, Fate.EMPTY if empty else fate, b"", 0, 0))
+    def add(self, document: SourceDocument, outcome: Outcome) -> None:
+        text, fate, language, emails, addresses = outcome
+        if fate != Fate.KEPT:
+            self._rows.append((0, 0, 0, 0, 0, fate, b"", 0, 0))
             return
         data = text.encode()
         digest = xxhash.xxh3_128_intdigest(data)
         hashes = (xxhash.xxh3_64_intdigest(data, seed & _MASK) for seed in (self._seed, self._seed + 1))
-        self._rows.append((digest >> 64, digest & _MASK, *hashes, len(data), fate, b"", 0, 0))
+        found = (language.encode(), min(emails, _MOST), min(addresses, _MOST))
+        self._rows.append((digest >> 64, digest & _MASK, *hashes, len(data), fate, *found))
         for column, value in zip(self._columns, (text, document.id, document.metadata), strict=True):
             column.append(value)
         self.bytes += len(data)
@@ -158,6 +199,9 @@ class _PartWriter:
         if self._columns[0]:
             arrays = [pa.array(column, field.type) for column, field in zip(self._columns, DOCUMENT, strict=True)]
             self._file.write_batch(pa.RecordBatch.from_arrays(arrays, schema=DOCUMENT))
+            if self._near:
+                sets = [shingles(text, self._near.n) for text in self._columns[0]]
+                self._signatures.append(sign(sets, self._near.permutations))
         self._columns, self._rows, self._held = ([], [], []), [], 0
 
     def __enter__(self) -> "_PartWriter":
@@ -175,3 +219,6 @@ class _PartWriter:
         order = kept[np.lexsort((kept, rows["low"][kept], rows["high"][kept]))]
         table = np.stack([rows["high"][order], rows["low"][order], order.astype(np.uint64)])
         np.save(self._directory / DIGESTS, table)
+        if self._near:
+            signatures = np.concatenate([sign([], self._near.permutations), *self._signatures])
+            save_bands(self._directory, signatures, kept, self._near.threshold)

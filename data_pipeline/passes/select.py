@@ -10,9 +10,12 @@ import numpy.typing as npt
 
 from data_pipeline.config import BuildConfig
 from data_pipeline.dedup.exact import DROPPED, BucketTask, bucket_bits, find_duplicates
+from data_pipeline.dedup.near import PAIRS, PairTask, drop_later, find_pairs
+from data_pipeline.dedup.signatures import choose_bands
 from data_pipeline.fates import FILTERS, Fate
 from data_pipeline.passes.workshop import Unit, Workshop
 from data_pipeline.rows import Mask, Part, held_out, load_rows, save_parts
+from data_pipeline.stages.config import NearDuplicates
 from runtime.files import digest_bytes, read_json, write_json
 
 KEEP, COUNTS = "keep.npy", "counts.json"
@@ -49,19 +52,35 @@ class Selected:
 
 def select(config: BuildConfig, parts: list[Part], workshop: Workshop) -> list[Selected]:
     """Find duplicates over all parts, and decide on every document."""
-    dropped = {"duplicates": _exact(parts, workshop)}
+    listed = workshop.directory / "parts.json"
+    save_parts(parts, listed)
+    exact = _exact(parts, listed, workshop) if config.stages.exact_duplicates else []
+    near = _near(config.stages.near_duplicates, parts, listed, exact, workshop) if config.stages.near_duplicates else []
+    dropped = {"duplicates": exact, "near_duplicates": near}
     depends = [dropped, config.validation]
     units = [Unit([part, depends], SelectTask(part, dropped, config.validation)) for part in parts]
     places = workshop.run("select", select_part, units)
     return [Selected(part, place) for part, place in zip(parts, places, strict=True)]
 
 
-def _exact(parts: list[Part], workshop: Workshop) -> list[Path]:
-    listed = workshop.directory / "parts.json"
-    save_parts(parts, listed)
+def _exact(parts: list[Part], listed: Path, workshop: Workshop) -> list[Path]:
     bits = bucket_bits(sum(part.rows for part in parts))
     units = [Unit([parts, bucket, bits], BucketTask(listed, bucket, bits)) for bucket in range(1 << bits)]
     return [place / DROPPED for place in workshop.run("duplicates", find_duplicates, units)]
+
+
+def _near(
+    settings: NearDuplicates, parts: list[Part], listed: Path, exact: list[Path], workshop: Workshop
+) -> list[Path]:
+    bits = bucket_bits(sum(part.rows for part in parts))
+    bands, _ = choose_bands(settings.threshold, settings.permutations)
+    units = [
+        Unit([parts, exact, band, bucket, bits], PairTask(listed, exact, band, bucket, bits, settings.threshold))
+        for band in range(bands)
+        for bucket in range(1 << bits)
+    ]
+    pairs = [place / PAIRS for place in workshop.run("near duplicates", find_pairs, units)]
+    return [place / DROPPED for place in workshop.run("chains", drop_later, [Unit(pairs, pairs)])]
 
 
 def select_part(task: SelectTask, directory: Path) -> None:
@@ -72,7 +91,7 @@ def select_part(task: SelectTask, directory: Path) -> None:
     keep[part.rows :] = False
     counts: dict[str, Any] = {}
     for kind, files in task.dropped.items():
-        numbers = np.concatenate([_within(file, part) for file in files])
+        numbers = np.concatenate([np.zeros(0, dtype=np.int64), *(_within(file, part) for file in files)])
         counts[kind] = int(np.count_nonzero(keep[numbers]))
         keep[numbers] = False
     fates = np.bincount(rows["fate"][: part.rows], minlength=256)

@@ -70,7 +70,10 @@ class Workshop:
         `function` must be importable by name and depend on its task alone. Raises what it raises; LacunaError
         if a worker process was killed.
         """
-        places = [self.directory / f"{stage}-{digest_of([self._versions, unit.depends_on])}" for unit in units]
+        places = [
+            self.directory / f"{stage.replace(' ', '-')}-{digest_of([self._versions, unit.depends_on])}"
+            for unit in units
+        ]
         missing = {place: unit.task for place, unit in zip(places, units, strict=True) if not place.exists()}
         with ProgressBar(stage, len(units), self.show_progress and bool(units)) as bar:
             bar.advance(len(units) - len(missing), "found finished" if len(missing) < len(units) else "")

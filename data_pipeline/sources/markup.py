@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,9 @@ _BLOCKS = {
 _ROLE = re.compile(r":[A-Za-z][A-Za-z0-9+._:-]*:`(~|!)?([^`<]+?)\s*(?:<[^`>]*>)?`")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _BLANKS = re.compile(r"[ \t\r\n\f]+")
+_APART = {"p", "pre", "table", "blockquote", "ul", "ol", "dl", "h1", "h2", "h3", "h4", "h5", "h6"}
+_KEPT_SPACE, _LINE, _PARAGRAPH = "\0", "\1", "\2"  # a parsed page holds none of these
+_BREAKS = re.compile("[ \t\1\2]*[\1\2][ \t\1\2]*")
 _MARKER = re.compile(r"^\.\. [\w:.+-]+::[^\n]*\n?(?:[ \t]+:[^\n]*\n?)*")
 
 
@@ -38,7 +42,7 @@ def html_text(data: bytes) -> str | None:
     body = LexborHTMLParser(source).root
     if body is None:
         return ""
-    return _tidy("".join(_html_parts(body)))
+    return _laid_out("".join(_html_parts(body)))
 
 
 def _decoded_html(data: bytes) -> str | None:
@@ -52,22 +56,22 @@ def _decoded_html(data: bytes) -> str | None:
 
 
 def _html_parts(root: Any) -> Iterator[str]:
-    """Texts and line feeds in document order; without recursion, since pages may nest without end."""
+    """Texts and breaks in document order; without recursion, since pages may nest without end."""
     stack: list[tuple[Any, bool, bool]] = [(root, False, False)]
     while stack:
         node, preformatted, leaving = stack.pop()
         tag = node.tag
         if tag == "-text":
             text = node.text_content or ""
-            yield text if preformatted else _BLANKS.sub(" ", text)
+            yield text.replace(" ", _KEPT_SPACE) if preformatted else _BLANKS.sub(" ", text)
             continue
         if tag in _NO_TEXT:
             continue
         if tag in _BLOCKS:
-            yield "\n\n" if tag in ("p", "pre", "table", "h1", "h2", "h3") else "\n"
-        elif tag == "br":
+            yield _PARAGRAPH if tag in _APART else _LINE
+        elif not leaving and tag == "br":
             yield "\n"
-        elif tag in ("td", "th"):
+        elif leaving and tag in ("td", "th"):
             yield "\t"
         if leaving:
             continue
@@ -76,9 +80,11 @@ def _html_parts(root: Any) -> Iterator[str]:
         stack.extend((child, preformatted, False) for child in reversed(list(node.iter(include_text=True))))
 
 
-def _tidy(text: str) -> str:
-    lines = (line.strip(" \t") if not line.startswith("    ") else line.rstrip() for line in text.split("\n"))
-    return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
+def _laid_out(text: str) -> str:
+    """Breaks as line feeds, without the blanks beside them; what was preformatted keeps its own."""
+    text = _BREAKS.sub(lambda run: "\n\n" if _PARAGRAPH in run[0] else "\n", text)
+    lines = (line.strip(" \t") for line in text.split("\n"))
+    return "\n".join(lines).replace(_KEPT_SPACE, " ").strip("\n")
 
 
 def rest_text(data: bytes) -> str | None:
@@ -98,7 +104,7 @@ def rest_text(data: bytes) -> str | None:
         tree = publish_doctree(source, settings_overrides=quiet)
     except Exception:  # docutils fails in its own ways on odd input; the file is counted as undecodable
         return None
-    return _tidy("\n\n".join(_rest_blocks(tree, nodes)))
+    return _BLANK_LINES.sub("\n\n", "\n\n".join(_rest_blocks(tree, nodes))).strip("\n")
 
 
 def _rest_blocks(tree: Any, nodes: Any) -> Iterator[str]:
@@ -118,7 +124,7 @@ def _rest_blocks(tree: Any, nodes: Any) -> Iterator[str]:
 def _content(directive: str) -> str:
     """The body of a directive's source, without its marker, options and indentation."""
     body = _MARKER.sub("", directive)
-    return "\n".join(line.strip() if not line.startswith("       ") else line[3:] for line in body.split("\n"))
+    return textwrap.dedent(body).strip("\n")
 
 
 def man_text(data: bytes) -> str | None:

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import SPECIAL_ROLES as ROLES
-from data_pipeline.manifest import MANIFEST, FileInfo, TokenizerInfo
+from data_pipeline.manifest import MANIFEST, TOKENIZER, FileInfo, TokenizerInfo
 from runtime.errors import UserError
 from runtime.files import digest_bytes, read_json
 
-FILE_NAMES = ("tokenizer.model", "tokenizer.json")
+FILE_NAMES = (TOKENIZER, "tokenizer.json")
 
 
 class Tokenizer(ABC):

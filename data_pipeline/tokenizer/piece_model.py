@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
+from data_pipeline.manifest import TOKENIZER
 from data_pipeline.tokenizer.base import Tokenizer
 from runtime.errors import UserError, one_line
 
@@ -19,7 +20,7 @@ FOR_CHATS = {"header_start": "<|start_header_id|>", "header_end": "<|end_header_
 class PieceTokenizer(Tokenizer):
     """A SentencePiece model."""
 
-    file_name = "tokenizer.model"
+    file_name = TOKENIZER
 
     def __init__(self, model: bytes, where: str = "tokenizer") -> None:
         """Raises UserError if `model` is not SentencePiece's, or cannot give an exact round trip."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
-from data_pipeline.config import TrainTokenizer
 from data_pipeline.tokenizer.piece_model import FOR_CHATS, NEEDED
 from runtime.errors import UserError, one_line
 
@@ -15,20 +14,24 @@ _TRAINING_THREADS = 2  # a constant: the count is written into the model, and mo
 _LITERAL_SPECIAL = re.compile(r"<(?:unk|s|/s|pad|mask|0x[0-9A-F]{2}|\|[a-z_]+(?:[0-9]+)?\|)>")
 
 
-def train_tokenizer(texts: Iterable[str], settings: TrainTokenizer) -> bytes:
-    """Learn a SentencePiece model; a pure function of its arguments.
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int, model: str = "bpe", coverage: float = 0.9995, reserved: int = 0
+) -> bytes:
+    """Learn a SentencePiece model of `vocabulary` ids; a pure function of its arguments.
+
+    `coverage`: share of the characters that get a piece of their own; `reserved`: special ids kept free.
 
     Raises UserError if the text is too small, or has too many different characters, for the vocabulary.
     """
     out = io.BytesIO()
-    reserved = [f"<|reserved_{number}|>" for number in range(settings.reserved)]
+    free = [f"<|reserved_{number}|>" for number in range(reserved)]
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_sentences(texts),
             model_writer=out,
-            model_type=settings.model,
-            vocab_size=settings.vocabulary,
-            character_coverage=settings.coverage,
+            model_type=model,
+            vocab_size=vocabulary,
+            character_coverage=coverage,
             byte_fallback=True,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
@@ -36,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], settings: TrainTokenizer) -> bytes:
             allow_whitespace_only_pieces=True,
             split_digits=True,
             user_defined_symbols=["\n", "\t"],
-            control_symbols=[NEEDED["mask"], *FOR_CHATS.values(), *reserved],
+            control_symbols=[NEEDED["mask"], *FOR_CHATS.values(), *free],
             unk_id=0,
             bos_id=1,
             eos_id=2,
@@ -47,8 +50,7 @@ def train_tokenizer(texts: Iterable[str], settings: TrainTokenizer) -> bytes:
         )
     except RuntimeError as error:
         raise UserError(
-            f"tokenizer.vocabulary: {settings.vocabulary} does not fit the text ({_cause(error)}): "
-            "change it or give more text"
+            f"tokenizer.vocabulary: {vocabulary} does not fit the text ({_cause(error)}): change it or give more text"
         ) from None
     return out.getvalue()
 

@@ -15,11 +15,12 @@ Dataset = Annotated[Path, typer.Argument(help="Directory of a dataset.")]
 def build(
     config: Annotated[Path, typer.Option(help="YAML file: sources, tokenizer, shards.")],
     out: Annotated[Path, typer.Option(help="New directory of the dataset.")],
+    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores if not given.")] = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Text to deduplicated, tokenized, digested shards."""
-    from data_pipeline.build import build_dataset
+    """Text to deduplicated, tokenized, digested shards. What a killed build finished is taken up by the next."""
+    from data_pipeline.build import Means, build_dataset
     from data_pipeline.config import BuildConfig
     from runtime.settings import read_yaml
 
@@ -27,7 +28,7 @@ def build(
     if dry_run:
         print_json(settings.model_dump(mode="json"))
         return
-    manifest = build_dataset(settings, out, show_progress=not json)
+    manifest = build_dataset(settings, out, means=Means(processes, show_progress=not json))
     summary = {name: {"tokens": split.tokens, "documents": split.documents} for name, split in manifest.splits.items()}
     print_json({"path": str(out), "splits": summary}) if json else print(f"{out}: {summary}")
 

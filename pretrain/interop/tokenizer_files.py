@@ -36,6 +36,8 @@ def tokenizer_files(tokenizer: Tokenizer, layout: str, sequence_length: int) -> 
     generation = special_ids(tokenizer)
     if layout == "llada":
         generation["mask_token_id"] = tokenizer.mask_id
+    if tokenizer.file_name != TOKENIZER:  # a tokenizer.json already
+        return {tokenizer.file_name: tokenizer.model, "generation_config.json": generation}
     return {
         TOKENIZER: tokenizer.model,
         "tokenizer.json": fast_tokenizer(tokenizer, begins=layout == "llama"),

@@ -9,7 +9,7 @@ import pytest
 from sample_texts import HOSTILE, documents
 
 from data_pipeline.build import build_dataset
-from data_pipeline.config import BuildConfig, TrainTokenizer
+from data_pipeline.config import BuildConfig
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from data_pipeline.tokenizer.piece_model import PieceTokenizer
 
@@ -59,5 +59,4 @@ def dataset(built: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session", params=["bpe", "unigram"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    settings = TrainTokenizer(kind="train", vocabulary=306, model=request.param)
-    return PieceTokenizer(train_tokenizer(documents(300, 1), settings))
+    return PieceTokenizer(train_tokenizer(documents(300, 1), 306, request.param))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.config import BuildConfig, DataConfig, TrainTokenizer
+from data_pipeline.config import BuildConfig, DataConfig
 from data_pipeline.dataset import SampleReader, TokenDataset
 from data_pipeline.loader import Loader
 from data_pipeline.mixture import BLOCK
@@ -150,9 +150,7 @@ def test_any_number_of_loaders_gives_the_same_stream(built: Path) -> None:
 
 def test_the_tokenizer_must_be_the_shards_own(built: Path, dataset: Path) -> None:
     assert TokenDataset(built).open_tokenizer().digest == TokenDataset(built).tokenizer_digest
-    (dataset / "tokenizer.model").write_bytes(
-        train_tokenizer(["other words " + str(i) for i in range(99)], TrainTokenizer(kind="train", vocabulary=290))
-    )
+    (dataset / "tokenizer.model").write_bytes(train_tokenizer(["other words " + str(i) for i in range(99)], 290))
     with pytest.raises(UserError, match="tokenizer that is not the shards' own"):
         TokenDataset(dataset).open_tokenizer()
     (dataset / "tokenizer.model").unlink()

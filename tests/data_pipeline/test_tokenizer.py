@@ -10,15 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sample_texts import HOSTILE, documents
 
-from data_pipeline.config import TrainTokenizer
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from data_pipeline.tokenizer.piece_model import PieceTokenizer
 from runtime.errors import UserError
-
-
-def settings_of(vocabulary: int, model: str = "bpe") -> TrainTokenizer:
-    return TrainTokenizer(kind="train", vocabulary=vocabulary, model=model)
-
 
 SPECIALS = ["<mask>", "<s>", "</s>", "<pad>", "<unk>", "<0x41>", "<0x0A>"]
 AWKWARD = [
@@ -86,9 +80,7 @@ def test_lone_surrogate(tokenizer: Tokenizer) -> None:
 
 
 def test_training_is_repeatable() -> None:
-    assert train_tokenizer(documents(300, 1), settings_of(306)) == train_tokenizer(
-        iter(documents(300, 1)), settings_of(306)
-    )
+    assert train_tokenizer(documents(300, 1), 306) == train_tokenizer(iter(documents(300, 1)), 306)
 
 
 def test_newline_tab_and_digits_stand_alone(tokenizer: Tokenizer) -> None:
@@ -103,7 +95,7 @@ def test_newline_tab_and_digits_stand_alone(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(("model", "vocabulary"), [("bpe", 400), ("unigram", 310)])
 def test_a_corpus_full_of_special_names_and_long_lines(model: str, vocabulary: int) -> None:
     hostile = [special * 50 + " " for special in SPECIALS] * 20 + ["x\0y", "\u2585" * 10, "word " * 5000]
-    made = PieceTokenizer(train_tokenizer([*documents(200, 2), *hostile], settings_of(vocabulary, model)))
+    made = PieceTokenizer(train_tokenizer([*documents(200, 2), *hostile], vocabulary, model))
     for special in SPECIALS:
         assert made.decode(made.encode(special)) == special
         assert len(made.encode(special)) > 1
@@ -115,7 +107,7 @@ def test_a_corpus_full_of_special_names_and_long_lines(model: str, vocabulary: i
 )
 def test_a_vocabulary_that_does_not_fit(texts: list[str], vocabulary: int) -> None:
     with pytest.raises(UserError, match=r"^tokenizer\.vocabulary: \d+ does not fit the text") as caught:
-        train_tokenizer(texts, settings_of(vocabulary))
+        train_tokenizer(texts, vocabulary)
     assert "\n" not in str(caught.value)
 
 

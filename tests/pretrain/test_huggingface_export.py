@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from data_pipeline.tokenizer.piece_model import PieceTokenizer
 from pretrain.config import RunConfig
 from pretrain.interop.export import INDEX, Export, prepare_export
 from runtime.errors import UserError
@@ -24,7 +25,7 @@ VOCABULARY = 420
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_tokenizer([Path("pretrain/model.py").read_text()], 400))
+    return PieceTokenizer(train_tokenizer([Path("pretrain/model.py").read_text()], 400))
 
 
 def config_of(objective: str, kv_heads: int = 2) -> RunConfig:
@@ -118,7 +119,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, tokenizer: Tokenizer
     checkpoint, state = publish_run(tmp_path, config_of("masked"))
     with pytest.raises(UserError, match=r"--format llama is not for objective masked .*: use --format llada"):
         prepare_export(checkpoint, tokenizer, "llama")
-    large = Tokenizer(train_tokenizer([Path("pretrain/model.py").read_text()], 430))
+    large = PieceTokenizer(train_tokenizer([Path("pretrain/model.py").read_text()], 430))
     with pytest.raises(UserError, match="the tokenizer has 430 ids, the model 420"):
         prepare_export(checkpoint, large, None)
     nameless = publish(tmp_path / "step-00000004", state, 4, {})

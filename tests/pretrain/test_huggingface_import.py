@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from data_pipeline.tokenizer.piece_model import PieceTokenizer
 from parallel.checkpoint.catalogue import verify_checkpoint
 from parallel.checkpoint.reader import BlockReader
 from pretrain.config import RunConfig
@@ -34,7 +35,7 @@ def config_of(objective: str, **changes: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(train_tokenizer([Path("pretrain/model.py").read_text()], 400))
+    return PieceTokenizer(train_tokenizer([Path("pretrain/model.py").read_text()], 400))
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ def test_files_that_are_no_weights_are_named(llama: Path, tokenizer: Tokenizer, 
 
 
 def test_a_foreign_tokenizer_is_named(llama: Path, tokenizer: Tokenizer) -> None:
-    other = Tokenizer(train_tokenizer([Path("pretrain/loop.py").read_text()], 400))
+    other = PieceTokenizer(train_tokenizer([Path("pretrain/loop.py").read_text()], 400))
     number = next(i for i in range(400) if other.piece(i) != tokenizer.piece(i))
     (llama / "tokenizer.model").write_bytes(other.model)
     with pytest.raises(UserError, match=rf"tokenizer.model: id {number} is .*kind: existing"):

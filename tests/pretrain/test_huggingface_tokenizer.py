@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from data_pipeline.tokenizer.piece_model import PieceTokenizer
 from pretrain.interop.tokenizer_files import fast_tokenizer, tokenizer_files
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -24,7 +25,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def ours(request: pytest.FixtureRequest) -> Tokenizer:
-    return Tokenizer(train_tokenizer(CORPUS, 420, request.param))
+    return PieceTokenizer(train_tokenizer(CORPUS, 420, request.param))
 
 
 def written(tokenizer: Tokenizer, layout: str, directory: Path) -> Path:
@@ -65,6 +66,6 @@ def test_the_llama_class_puts_a_space_before_the_text(tmp_path: Path) -> None:
     """Why `tokenizer.json` is written: the class for SentencePiece files of LLaMA does not give our ids."""
     from transformers import LlamaTokenizer
 
-    ours = Tokenizer(train_tokenizer(CORPUS, 420))
+    ours = PieceTokenizer(train_tokenizer(CORPUS, 420))
     theirs = LlamaTokenizer.from_pretrained(written(ours, "llama", tmp_path))
     assert theirs("def f")["input_ids"] == [ours.bos_id, *ours.encode(" def f")]

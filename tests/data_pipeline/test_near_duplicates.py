@@ -1,0 +1,237 @@
+"""Near-duplicates: bands and decisions against datasketch, planted copies at known similarities, and whole builds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from datasketch import MinHash, MinHashLSH
+from datasketch.lsh import _optimal_param
+
+from data_pipeline.build import Means, build_dataset
+from data_pipeline.config import BuildConfig
+from data_pipeline.dedup.exact import DROPPED, BucketTask, bucket_bits, find_duplicates
+from data_pipeline.dedup.near import PAIRS, PairTask, drop_later, find_pairs
+from data_pipeline.dedup.signatures import choose_bands, save_bands, shingles, sign
+from data_pipeline.manifest import SourceInfo
+from data_pipeline.rows import Part, save_parts
+from data_pipeline.stages.n_grams import plain_words
+
+N, PERMUTATIONS, THRESHOLD = 3, 128, 0.8
+WORDS = [f"w{n}" for n in range(4000)]
+
+
+def words_of(source: Random, count: int = 120) -> list[str]:
+    return source.choices(WORDS, k=count)
+
+
+def altered(words: list[str], changes: int, source: Random) -> list[str]:
+    """The words with a block of them replaced: the similarity falls with the size of the block."""
+    begin = source.randrange(len(words) - changes + 1)
+    return [*words[:begin], *source.choices(WORDS, k=changes), *words[begin + changes :]]
+
+
+def similarity(a: str, b: str) -> float:
+    """Jaccard similarity of the sets of word n-grams, by their definition."""
+    one, two = (
+        {tuple(words[i : i + N]) for i in range(len(words) - N + 1)} for words in (plain_words(a), plain_words(b))
+    )
+    return len(one & two) / len(one | two)
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[list[str], dict[int, tuple[int, float]]]:
+    """Texts, and for each planted copy its number, the original's, and the similarity of both."""
+    source = Random(5)
+    texts, copies = [], {}
+    for changes in (0, 1, 2, 4, 6, 9, 13, 30, 60) * 20:
+        words = words_of(source)
+        texts += [" ".join(words), " ".join(altered(words, changes, source)) + "."]
+        copies[len(texts) - 1] = (len(texts) - 2, similarity(*texts[-2:]))
+    return texts, copies
+
+
+def dropped_by_us(texts: list[str], tmp_path: Path, cuts: int = 3) -> set[int]:
+    """The rows that the two passes drop, with the texts spread over parts."""
+    parts, first = [], 0
+    for number, chosen in enumerate(np.array_split(np.arange(len(texts)), cuts)):
+        directory = tmp_path / f"part-{number}"
+        directory.mkdir(parents=True)
+        signatures = sign([shingles(texts[row], N) for row in chosen], PERMUTATIONS)
+        save_bands(directory, signatures, np.arange(len(chosen)), THRESHOLD)
+        parts.append(Part(directory, 0, first, len(chosen)))
+        first += len(chosen)
+    save_parts(parts, tmp_path / "parts.json")
+    files = []
+    for band in range(choose_bands(THRESHOLD, PERMUTATIONS)[0]):
+        for bucket in range(2):
+            place = tmp_path / f"{band}-{bucket}"
+            place.mkdir()
+            find_pairs(PairTask(tmp_path / "parts.json", [], band, bucket, 1, THRESHOLD), place)
+            files.append(place / PAIRS)
+    drop_later(files, tmp_path)
+    return set(np.load(tmp_path / DROPPED).tolist())
+
+
+def dropped_by_datasketch(texts: list[str]) -> set[int]:
+    """datasketch's usual loop: a document that meets an earlier kept one, and looks alike, is dropped."""
+    index, dropped = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS), set()
+    signatures = []
+    for number, text in enumerate(texts):
+        signature = MinHash(num_perm=PERMUTATIONS)
+        signature.update_batch([int(gram).to_bytes(8, "little") for gram in shingles(text, N)])
+        signatures.append(signature)
+        if any(signature.jaccard(signatures[other]) >= THRESHOLD for other in index.query(signature)):
+            dropped.add(number)
+        else:
+            index.insert(number, signature)
+    return dropped
+
+
+@pytest.mark.parametrize("permutations", [32, 128])
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9])
+def test_bands_are_datasketchs(threshold: float, permutations: int) -> None:
+    assert choose_bands(threshold, permutations) == _optimal_param(threshold, permutations, 0.5, 0.5)
+
+
+def test_signatures_estimate_the_similarity(planted: tuple[list[str], dict[int, tuple[int, float]]]) -> None:
+    """The share of equal places is binomial around the similarity: 6 standard errors for each of 180 pairs."""
+    texts, copies = planted
+    signatures = sign([shingles(text, N) for text in texts], PERMUTATIONS)
+    for copy, (original, truth) in copies.items():
+        error = abs((signatures[copy] == signatures[original]).mean() - truth)
+        assert error <= 6 * (max(truth * (1 - truth), 1e-9) / PERMUTATIONS) ** 0.5
+
+
+def test_planted_copies_against_the_truth_and_datasketch(
+    planted: tuple[list[str], dict[int, tuple[int, float]]], tmp_path: Path
+) -> None:
+    texts, copies = planted
+    ours, theirs = dropped_by_us(texts, tmp_path), dropped_by_datasketch(texts)
+    assert ours <= set(copies), "only copies are dropped, never an original"
+    alike = {copy for copy, (_, truth) in copies.items() if truth >= THRESHOLD}
+    surely = {copy for copy, (_, truth) in copies.items() if truth >= THRESHOLD + 0.1}
+    unlike = {copy for copy, (_, truth) in copies.items() if truth < THRESHOLD - 0.15}
+    assert len(surely) > 40
+    assert len(unlike) >= 40
+    assert surely <= ours
+    assert not unlike & ours
+    assert len(ours & alike) / len(alike) > 0.85, "recall"
+    assert len(ours & alike) / len(ours) > 0.85, "precision"
+    assert len(ours ^ theirs) <= 0.15 * len(ours | theirs), "agreement with datasketch"
+    near_border = {copy for copy, (_, truth) in copies.items() if abs(truth - THRESHOLD) < 0.15}
+    assert ours ^ theirs <= near_border
+
+
+def test_the_cut_into_parts_changes_nothing(
+    planted: tuple[list[str], dict[int, tuple[int, float]]], tmp_path: Path
+) -> None:
+    texts, _ = planted
+    assert dropped_by_us(texts[:60], tmp_path / "1", 1) == dropped_by_us(texts[:60], tmp_path / "7", 7)
+
+
+def test_a_chain_keeps_its_first(tmp_path: Path) -> None:
+    """Each is like the next, the ends are not alike; and a crowd of equals is one group."""
+    source = Random(2)
+    words = words_of(source, 200)
+    others = words_of(source, 200)
+    chain = [" ".join([*others[: 4 * n], *words[4 * n :]]) for n in range(9)]
+    assert similarity(chain[0], chain[-1]) < 0.75
+    assert similarity(chain[3], chain[4]) > 0.9
+    assert dropped_by_us([*chain, "a b c d"], tmp_path / "chain") == set(range(1, 9))
+    assert dropped_by_us(["other text here", *["the same text again"] * 50], tmp_path / "crowd") == set(range(2, 51))
+
+
+@pytest.mark.parametrize("bits", [0, 1, 5])
+def test_exact_duplicates_in_any_number_of_buckets(tmp_path: Path, bits: int) -> None:
+    source = np.random.default_rng(0)
+    digests = source.integers(0, 2**64, (40, 2), dtype=np.uint64)[source.integers(0, 40, 500)]
+    parts, first = [], 0
+    for number, table in enumerate(np.split(digests, [0, 100, 101, 400])):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        rows = np.lexsort((table[:, 1], table[:, 0]))
+        np.save(directory / "digests.npy", np.stack([table[rows, 0], table[rows, 1], rows.astype(np.uint64)]))
+        parts.append(Part(directory, 0, first, len(table)))
+        first += len(table)
+    save_parts(parts, tmp_path / "parts.json")
+    found = []
+    for bucket in range(1 << bits):
+        find_duplicates(BucketTask(tmp_path / "parts.json", bucket, bits), tmp_path)
+        found += np.load(tmp_path / DROPPED).tolist()
+    _, firsts = np.unique(digests, axis=0, return_index=True)
+    assert sorted(found) == sorted(set(range(500)) - set(firsts.tolist()))
+
+
+def test_buckets_bound_the_memory() -> None:
+    assert [bucket_bits(rows, 100) for rows in (0, 1, 100, 101, 200, 201, 1000)] == [0, 0, 0, 1, 1, 2, 4]
+
+
+@pytest.fixture
+def maker(build_config: Callable[..., BuildConfig], built: Path) -> tuple[Callable[..., BuildConfig], Path]:
+    """Configurations, and a dataset whose tokenizer serves."""
+    return build_config, built
+
+
+def build(
+    maker: tuple[Callable[..., BuildConfig], Path], tmp_path: Path, texts: list[str], stages: object, name: str = "out"
+) -> SourceInfo:
+    build_config, tokenizer = maker
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    source = {"kind": "jsonl", "name": "t", "licence": "x", "glob": f"{tmp_path}/texts.jsonl"}
+    config = build_config(sources=[source], tokenizer={"kind": "existing", "path": str(tokenizer)}, stages=stages)
+    means = Means(processes=1, part_bytes=3000 if name == "parts" else None, show_progress=False)
+    return build_dataset(config, tmp_path / name, means=means).sources[0]
+
+
+def test_a_build_drops_near_duplicates_and_counts_them(
+    maker: tuple[Callable[..., BuildConfig], Path], tmp_path: Path
+) -> None:
+    source = Random(8)
+    originals = [words_of(source) for _ in range(30)]
+    texts = [" ".join(words) for words in originals]
+    texts += [" ".join(altered(words, 1, source)) for words in originals[:12]] + texts[:5]
+    stages = {"near_duplicates": {"n": N}}
+    found = build(maker, tmp_path, texts, stages)
+    assert (found.documents, found.duplicates, found.near_duplicates) == (30, 5, 12)
+    assert build(maker, tmp_path, texts, stages, "parts") == found
+    assert (tmp_path / "parts/train-00000.arrow").read_bytes() == (tmp_path / "out/train-00000.arrow").read_bytes()
+    kept = build(maker, tmp_path, texts, {"exact_duplicates": False}, "all")
+    assert (kept.documents, kept.duplicates, kept.near_duplicates) == (47, 0, 0)
+
+
+def test_a_build_drops_what_evaluation_sets_hold(
+    maker: tuple[Callable[..., BuildConfig], Path], tmp_path: Path
+) -> None:
+    source = Random(9)
+    texts = [" ".join(words_of(source)) for _ in range(30)]
+    question = " ".join(texts[7].split()[40:53])
+    close = " ".join(texts[8].split()[40:52])
+    (tmp_path / "evaluation.jsonl").write_text(
+        "\n".join(json.dumps({"q": q}) for q in (question.upper() + "?", close, "x"))
+    )
+    against = {"kind": "jsonl", "name": "e", "licence": "x", "glob": f"{tmp_path}/evaluation.jsonl", "field": "q"}
+    found = build(maker, tmp_path, texts, {"decontaminate": {"against": [against]}})
+    assert (found.documents, found.filtered) == (29, {"contaminated": 1})
+    found = build(maker, tmp_path, texts, {"decontaminate": {"against": [against], "n": 12}}, "twelve")
+    assert (found.documents, found.filtered) == (28, {"contaminated": 2})
+
+
+def test_every_stage_at_once_is_counted(maker: tuple[Callable[..., BuildConfig], Path], tmp_path: Path) -> None:
+    prose = "The quick brown foxes jump over the lazy dogs and that have fun with number"
+    texts = [
+        f"{prose} {n}. {' '.join(words_of(Random(n), 60))} be with the end.\nMail {n}@example.org" for n in range(40)
+    ]
+    texts += ["too short", "Das ist ein deutscher Text über einen Garten mit vielen Blumen und Bäumen. " * 3]
+    stages = {
+        "normalise": "NFC", "scrub": {}, "quality": {"min_words": 10, "min_word_length": 1, "min_stop_words": 0},
+        "repetition": {"top_n_grams": {}, "repeated_n_grams": {}}, "language": {"keep": ["en"]},
+    }  # fmt: skip
+    found = build(maker, tmp_path, texts, stages)
+    assert found.documents == 40
+    assert found.emails == 40
+    assert found.languages == {"en": 40}
+    assert found.filtered == {"too_short": 1, "language": 1}
+    assert found.documents + sum(found.filtered.values()) == len(texts)
