@@ -22,7 +22,6 @@ from data_pipeline.sources.pieces import Opened, open_source
 from data_pipeline.tokenizer import Tokenizer
 from runtime.errors import UserError, one_line
 from runtime.files import fsync_file, publish_directory, remove_tree, write_atomic
-from runtime.logs import log
 
 _UNPACKED, _PUBLISH = "unpacked", "publish"
 _ALONE_BYTES = 1 << 22  # less input than this is done sooner than workers start
@@ -59,7 +58,9 @@ def build_dataset(
             publish_directory(publish, out)
     except OSError as error:
         reason = f"{out} could not be built ({one_line(error)})"
-        raise UserError(f"{reason}: nothing was published, mend that and build again") from None
+        raise UserError(
+            f"{reason}: nothing was published, what is finished is kept; mend that and build again"
+        ) from None
     return manifest
 
 
@@ -82,9 +83,7 @@ def work_beside(out: Path, means: Means) -> Iterator[Workshop]:
             with Workshop(place, processes, means.show_progress) as workshop:
                 yield workshop
         except BaseException:
-            if any(place.glob("*-*")):
-                log.warning("what is finished is kept in %s: the next build goes on from there", place)
-            else:
+            if not any(place.glob("*-*")):
                 remove_tree(place)
             raise
         remove_tree(place)
@@ -101,7 +100,7 @@ def fresh_directory(path: Path) -> Path:
 
 def _build(config: BuildConfig, workshop: Workshop, publish: Path, means: Means) -> DatasetManifest:
     if not isinstance(config.tokenizer, TrainTokenizer):
-        Tokenizer.load(config.tokenizer.path)  # refused now, not after hours of reading
+        Tokenizer.load(config.tokenizer.path, config.tokenizer.special)  # refused now, not after hours of reading
     opened = open_sources(config, workshop, means)
     if means.processes is None and sum(file.bytes for source in opened for file in source.files) < _ALONE_BYTES:
         workshop.processes = 1

@@ -92,7 +92,7 @@ def test_man(tmp_path: Path) -> None:
     text = man_text(MAN.replace("SECRET", str(tmp_path / "secret")).encode())
     assert text == "NAME\n\ntest - a test\n\nDESCRIPTION\n\nbold text\u2014"
     assert man_text(b"\xff") is None
-    assert man_text(b".Dd today\n.Dt TEST 1\n.Os\n.Sh NAME\n.Nm test\n.Nd a test\n") == "NAME\n\ntest -- a test"
+    assert man_text(b".Dd today\n.Dt TEST 1\n.Os\n.Sh NAME\n.Nm test\n.Nd a test\n") == "NAME\n\ntest \u2014 a test"
 
 
 @pytest.mark.parametrize(("kind", "package"), [("html", "selectolax"), ("rest", "docutils"), ("man", "pypandoc")])

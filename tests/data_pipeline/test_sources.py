@@ -24,6 +24,7 @@ from data_pipeline.sources.document import SourceDocument
 from data_pipeline.sources.pieces import cut, open_source, read_piece
 from data_pipeline.sources.storage import File, open_filesystem
 from data_pipeline.sources.streams import chunks_of_lines, lines
+from data_pipeline.stages.config import StagesConfig
 from runtime.errors import UserError
 
 TEXTS = [*documents(60, 11), *HOSTILE]
@@ -236,7 +237,7 @@ def read_skipping(source: SourceConfig, tmp_path: Path) -> Iterator[str]:
     from data_pipeline.passes.read import ReadTask, _documents
 
     pieces = cut(source, open_source(source, tmp_path, tmp_path).files, 1 << 20)
-    for found in _documents(ReadTask(source, pieces, 1 << 20, 0)):
+    for found in _documents(ReadTask(source, pieces, 1 << 20, 0, StagesConfig(), None)):
         if found.fate == Fate.DAMAGED:
             continue
         assert found.text is not None
