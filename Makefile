@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build clean
+.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling study-scaling clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -36,7 +36,7 @@ bench: .venv/installed
 	$(BIN)/python -m bench.run
 
 ## The longer proofs, with reports under docs/
-prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build
+prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling
 
 ## Every combination of layouts against the plain reference (about an hour on two cores, an estimate); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test
@@ -65,6 +65,18 @@ prove-disk: .venv/installed-test
 ## A dataset build killed at 20 seeded points and repeated, byte by byte; rewrites its table in docs/data.md
 prove-build: .venv/installed-test
 	$(BIN)/python -m tests.prove.build
+
+## Planted scaling laws through the fits; rewrites docs/scaling/method.md
+prove-scaling: .venv/installed-test
+	$(BIN)/python -m tests.prove.scaling
+
+## The scaling study: two sweeps on real text, then docs/scaling/report.md; killed, it continues
+study-scaling: .venv/installed
+	@echo "two sweeps of 40 and 20 small models: an estimated 2.5 hours on two quiet cores; killed, the same command continues"
+	test -d runs/scaling/data || $(BIN)/lacuna data build --config docs/scaling/data.yaml --out runs/scaling/data
+	$(BIN)/lacuna scaling run docs/scaling/study.yaml --out runs/scaling/study --processes 2
+	$(BIN)/lacuna scaling run docs/scaling/repeats.yaml --out runs/scaling/repeats --processes 2
+	$(BIN)/lacuna scaling report runs/scaling/study runs/scaling/repeats --out docs/scaling
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -74,10 +74,14 @@ class BuildConfig(Settings):
 
 
 class DataConfig(Settings):
-    """The data of a run: one dataset (`path`), or several with weights (`mixture`: path to weight)."""
+    """The data of a run: one dataset (`path`), or several with weights (`mixture`: path to weight).
+
+    `unique_tokens`: train on no more than so many tokens of `path`, whole windows from all over it, epoch by epoch.
+    """
 
     path: str | None = None
     mixture: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
+    unique_tokens: int | None = Field(default=None, gt=0)
 
     def sources(self) -> list[tuple[str, float]]:
         """Dataset paths with weights. Raises UserError unless exactly one of `path`, `mixture` is set."""
@@ -89,6 +93,8 @@ class DataConfig(Settings):
             )
         if self.path is not None:
             return [(self.path, 1.0)]
+        if self.unique_tokens is not None:
+            raise UserError("data.unique_tokens is for a single dataset: use data.path, or leave it out")
         for path, weight in self.mixture.items():
             if not (math.isfinite(weight) and weight > 0):
                 raise UserError(f"data.mixture: the weight of {path!r} is {weight}, give a positive finite number")

@@ -121,7 +121,12 @@ class SampleReader:
         self._mixture = Mixture(weights, derive_key(seed, "mixture"))
         self._keys = [derive_key(seed, "order", manifest.stream_digest) for manifest in self.manifests]
         self._plans: OrderedDict[int, _Plan] = OrderedDict()
-        identity = [[m.stream_digest, weight] for m, weight in zip(self.manifests, weights, strict=True)]
+        identity: list[object] = [[m.stream_digest, weight] for m, weight in zip(self.manifests, weights, strict=True)]
+        self._subset: Permutation | None = None
+        if config.unique_tokens is not None:
+            self._subset = Permutation(self._windows[0], derive_key(0, "unique", self.manifests[0].stream_digest))
+            self._windows[0] = self._fewer(config.unique_tokens)
+            identity.append(["unique windows", self._windows[0]])
         self.digest = digest_bytes(json.dumps(identity).encode())
 
     def _check(self, split: str) -> None:
@@ -137,6 +142,12 @@ class SampleReader:
                     f"data.mixture: {dataset.path} and {first.path} were made with different tokenizers: "
                     "build one with `tokenizer: {kind: existing}` and the other's path"
                 )
+
+    def _fewer(self, tokens: int) -> int:
+        count = min(self._windows[0], tokens // self.sequence_length)
+        if not count:
+            raise UserError(f"data.unique_tokens={tokens} is less than one sample of {self.sequence_length}: raise it")
+        return count
 
     def locate(self, i: int) -> tuple[str, int, int]:
         """(path of the source, epoch over it, window in it) of sample `i`."""
@@ -161,6 +172,8 @@ class SampleReader:
             chosen = (sources == source) & (epochs == epoch)
             order = Permutation(self._windows[source], derive_key(self._keys[source], epoch))
             windows[chosen] = order.map(positions[chosen])
+        if self._subset is not None:
+            windows = self._subset.map(windows)
         return _Plan(sources.tolist(), epochs.tolist(), windows.tolist())
 
     def tokens(self, i: int) -> npt.NDArray[np.int64]:

@@ -22,7 +22,7 @@ _ROWS = 32
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Likelihood of held-out windows: bits per byte with its standard error over windows, nats per token.
+    """Likelihood of held-out windows: bits per byte and nats per token, each with its standard error over windows.
 
     `kind` is "upper bound" (masked diffusion, stratified l-form with `draws` draws a window) or "exact".
     """
@@ -34,6 +34,7 @@ class HeldOut:
     windows: int
     tokens: int
     draws: int
+    nats_standard_error: float
 
 
 def evaluate(trained: TrainedModel, windows: int, draws: int, seed: int = 0, show_progress: bool = True) -> HeldOut:
@@ -59,7 +60,9 @@ def evaluate(trained: TrainedModel, windows: int, draws: int, seed: int = 0, sho
     total = torch.cat(nats).cpu()
     value, error = bits_per_byte(total, sizes)
     kind = "upper bound" if masked else "exact"
-    return HeldOut(kind, value, error, float(total.mean()) / length, count, count * length, draws if masked else 1)
+    nats_error = float(total.std()) / length / count**0.5 if count > 1 else float("nan")
+    mean = float(total.mean()) / length
+    return HeldOut(kind, value, error, mean, count, count * length, draws if masked else 1, nats_error)
 
 
 def held_out_windows(data: DataConfig, length: int, windows: int, seed: int) -> npt.NDArray[np.int64]:

@@ -1,0 +1,250 @@
+"""Runs the points of a sweep on this machine: a pool of processes, each point a run of its own, all resumable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.recipe import load_recipe
+from launch.sweep_tracking import SweepTracking
+from pretrain.run_directory import RunDirectory
+from pretrain.scaling.points import Measured, write_points
+from pretrain.scaling.sweep import Point, Sweep, parse_sweep, sweep_points
+from runtime.errors import LacunaError, Requeue, UserError
+from runtime.files import digest_bytes, read_json, write_json
+from runtime.progress import ProgressBar
+from runtime.settings import read_yaml
+from runtime.signals import StopRequest
+
+SWEEP_FILE = "sweep.json"
+"""What a sweep's directory says of itself: its file's keys, all resolved."""
+_MODULE = "launch.sweep_point"
+_PAUSE = 0.2
+_UNIT = 1e9
+
+
+@dataclass(frozen=True)
+class LoadedSweep:
+    """A sweep with its points; `data_tokens` of the training split, or None if the data is not there yet."""
+
+    sweep: Sweep
+    points: list[Point]
+    data_tokens: int | None
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """Where a sweep keeps its points, each in a run directory, and their table."""
+
+    root: Path
+
+    @property
+    def table(self) -> Path:
+        """`points.csv`: what `lacuna scaling fit` reads."""
+        return self.root / "points.csv"
+
+    def run(self, point: Point) -> RunDirectory:
+        """The run directory of a point."""
+        return RunDirectory(self.root / "points" / point.name)
+
+    def result(self, point: Point) -> Path:
+        """What the point came to; it is there when the point is done."""
+        return self.run(point).root / "result.json"
+
+
+def load_sweep(path: Path, need_data: bool) -> LoadedSweep:
+    """Read a sweep's file and work out its points. Raises UserError naming the key and the mend."""
+    sweep = parse_sweep(read_yaml(path), str(path))
+    base = load_recipe(sweep.recipe, sweep.overrides)
+    tokens = _data_tokens(sweep) if need_data or Path(sweep.data).exists() else None
+    return LoadedSweep(sweep, sweep_points(sweep, base, tokens or 1 << 62), tokens)
+
+
+def _data_tokens(sweep: Sweep) -> int:
+    from data_pipeline.dataset import TokenDataset
+
+    return TokenDataset(sweep.data).tokens
+
+
+def run_sweep(
+    loaded: LoadedSweep, out: Path, processes: int, tracked: bool = True, tracking_uri: str | None = None
+) -> Path:
+    """Train and validate every point that is not done, `processes` at a time. Returns the table's path.
+
+    Killed at any moment, it continues where it was. Raises UserError if `out` holds points of another sweep, Requeue
+    if it was stopped on request, LacunaError naming the points that failed.
+    """
+    directory = SweepDirectory(out)
+    digests = {point.name: _digest(loaded.sweep, point) for point in loaded.points}
+    _check_finished(directory, loaded.points, digests)
+    write_json(out / SWEEP_FILE, loaded.sweep.model_dump(mode="json"))
+    tracking = SweepTracking(out, loaded.sweep.name, tracking_uri) if tracked else None
+    failures: dict[str, str] = {}
+    waiting = [point for point in loaded.points if not directory.result(point).exists()]
+    total = sum(_work(point) for point in loaded.points)
+    with StopRequest() as stop, ProgressBar(loaded.sweep.name, total) as bar:
+        finished = [point for point in loaded.points if point not in waiting]
+        bar.advance(sum(map(_work, finished)), f"{len(finished)} of {len(loaded.points)} points done")
+        _show(tracking, directory, finished)
+        for point, failure in _pool(directory, loaded.sweep, waiting, processes, digests, stop):
+            if failure is None:
+                finished.append(point)
+                _write_table(directory, loaded.points)
+                _show(tracking, directory, [point])
+            else:
+                failures[point.name] = failure
+            note = f"{len(finished)} of {len(loaded.points)} points done"
+            bar.advance(_work(point), note + (f", {len(failures)} failed" if failures else ""))
+    _write_table(directory, loaded.points)
+    if tracking is not None:
+        tracking.finish(complete=len(finished) == len(loaded.points))
+    if stop:
+        raise Requeue(f"stopped with {len(finished)} of {len(loaded.points)} points done; the same command continues")
+    if failures:
+        name, reason = next(iter(failures.items()))
+        raise LacunaError(f"{len(failures)} points failed, the first was {name}: {reason}")
+    return directory.table
+
+
+def measured_points(directory: SweepDirectory, points: Sequence[Point]) -> list[Measured]:
+    """The finished points as lines of the table, in the sweep's order."""
+    found = []
+    for point in points:
+        path = directory.result(point)
+        if path.exists():
+            result = read_json(path)
+            values = (result[key] for key in ("loss", "loss_se", "bits_per_byte", "bits_per_byte_se"))
+            found.append(point.measured(*values))
+    return found
+
+
+def _write_table(directory: SweepDirectory, points: Sequence[Point]) -> None:
+    write_points(directory.table, measured_points(directory, points))
+
+
+def _work(point: Point) -> int:
+    return round((point.computed_flops + point.evaluation_flops) / _UNIT)
+
+
+def _digest(sweep: Sweep, point: Point) -> str:
+    return digest_bytes((point.config.model_dump_json() + sweep.evaluation.model_dump_json()).encode())
+
+
+def _check_finished(directory: SweepDirectory, points: Sequence[Point], digests: dict[str, str]) -> None:
+    for point in points:
+        path = directory.result(point)
+        if path.exists() and read_json(path).get("digest") != digests[point.name]:
+            raise UserError(f"{path.parent} was run with another sweep file or code: use another --out, or remove it")
+
+
+def _show(tracking: SweepTracking | None, directory: SweepDirectory, points: Sequence[Point]) -> None:
+    for point in points if tracking else ():
+        assert tracking is not None
+        tracking.show(directory.run(point), read_json(directory.result(point)))
+
+
+def _pool(
+    directory: SweepDirectory, sweep: Sweep, points: Sequence[Point], processes: int, digests: dict[str, str],
+    stop: StopRequest,
+) -> Iterator[tuple[Point, str | None]]:  # fmt: skip
+    """Yield each point when its process has ended: None, or why it failed. A stop ends the processes politely."""
+    waiting = list(points)
+    running: dict[str, tuple[Point, subprocess.Popen[bytes]]] = {}
+    with _ended_at_last(running):
+        while waiting or running:
+            while waiting and len(running) < processes and not stop:
+                point = waiting.pop(0)
+                running[point.name] = (point, _start(directory, sweep, point, processes, digests[point.name]))
+            if stop:
+                waiting.clear()
+                for _, process in running.values():
+                    process.send_signal(signal.SIGTERM)
+            time.sleep(_PAUSE)
+            for name, (point, process) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                if not stop:
+                    yield point, _reason(directory, point, process.returncode)
+
+
+@contextmanager
+def _ended_at_last(running: dict[str, tuple[Point, subprocess.Popen[bytes]]]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
+
+
+def _start(
+    directory: SweepDirectory, sweep: Sweep, point: Point, processes: int, digest: str
+) -> subprocess.Popen[bytes]:
+    root = directory.run(point).root
+    root.mkdir(parents=True, exist_ok=True)
+    order = {"config": point.config.model_dump(mode="json"), "evaluation": sweep.evaluation.model_dump()}
+    write_json(root / "point.json", {**order, "digest": digest})
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    environment = os.environ | {"OMP_NUM_THREADS": threads}
+    with open(root / "point.log", "ab") as log:
+        command = [sys.executable, "-m", _MODULE, str(root), str(os.getpid())]
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def _reason(directory: SweepDirectory, point: Point, code: int) -> str | None:
+    if code == 0 and directory.result(point).exists():
+        return None
+    log = directory.run(point).root / "point.log"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("lacuna: ")]
+    said = lines[-1].removeprefix("lacuna: ") if lines else f"ended with code {code}"
+    return f"{said}; see {log}"
+
+
+def sweep_summary(loaded: LoadedSweep) -> dict[str, Any]:
+    """What a sweep will do and cost, as JSON-ready values."""
+    points = loaded.points
+    training = sum(point.computed_flops for point in points)
+    validation = sum(point.evaluation_flops for point in points)
+    rate = loaded.sweep.expected_rate
+    return {
+        "name": loaded.sweep.name,
+        "convention": loaded.sweep.convention,
+        "data_tokens": loaded.data_tokens,
+        "training_flops": training,
+        "evaluation_flops": validation,
+        "process_hours": None if rate is None else (training + validation) / rate / 3600,
+        "points": [_row(point) for point in points],
+    }
+
+
+def _row(point: Point) -> dict[str, Any]:
+    train, model = point.config.train, point.config.model
+    return {
+        "name": point.name,
+        "family": point.config.objective.kind,
+        "budget": point.budget,
+        "parameters": point.parameters,
+        "layers": model.layers,
+        "width": model.width,
+        "tokens": point.tokens,
+        "steps": train.steps,
+        "global_batch": train.global_batch,
+        "lr": point.config.optimizer.lr,
+        "flops": point.flops,
+        "computed_flops": point.computed_flops,
+        "evaluation_flops": point.evaluation_flops,
+        "epochs": point.epochs,
+        "warnings": point.warnings,
+    }

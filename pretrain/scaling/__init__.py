@@ -1,0 +1,1 @@
+"""Scaling laws: sweeps of runs, fits to their points, comparisons."""
