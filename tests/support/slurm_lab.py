@@ -221,6 +221,11 @@ class SlurmLab:
         """A field of `scontrol show job`."""
         return self._field(self.run("scontrol", "show", "job", job, check=False), field)
 
+    def seconds_running(self, job: str) -> int:
+        """How long the present start of a job has run; less than an hour here."""
+        minutes, seconds = self.job(job, "RunTime").split(":")[1:]
+        return 60 * int(minutes) + int(seconds)
+
     def restarts(self, job: str) -> int:
         """How often a job has been requeued."""
         return int(self.job(job, "Restarts") or 0)
