@@ -66,11 +66,8 @@ def _state(needed: Memory) -> int:
     [
         (1, 0, "fp32", {}),
         (1, 0, "bf16", {"recompute": "full"}),
-        (2, 0, "bf16", {"zero": 1}),
         (2, 0, "fp32", {"zero": 1}),
         (4, 0, "bf16", {"tensor": 2, "sequence": True, "zero": 0}),
-        (2, 0, "fp32", {"tensor": 2}),
-        (2, 0, "bf16", {"pipeline": 2}),
         (2, 1, "fp32", {"pipeline": 2}),
         (2, 0, "fp32", {"pipeline": 2, "virtual_pipeline": 2}),
         (2, 0, "fp32", {"context": 2}),
