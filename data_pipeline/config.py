@@ -10,6 +10,7 @@ from data_pipeline.stages.config import StagesConfig
 from runtime.errors import UserError
 from runtime.settings import Settings
 
+Form = Literal["text", "chats", "preferences"]
 SPECIAL_ROLES = ("mask", "bos", "eos", "pad", "header_start", "header_end", "turn_end")
 """What special ids stand for; the first four every tokenizer needs, the others chats need."""
 
@@ -71,6 +72,29 @@ class BuildConfig(Settings):
             if names.count(name) > 1:
                 raise ValueError(f"sources: the name {name!r} is used twice, give every source its own")
         return self
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        forms = {_form_of(source) for source in self.sources}
+        if len(forms) > 1:
+            raise ValueError(f"sources: {' and '.join(sorted(forms))} do not go into one dataset, build one of each")
+        if forms != {"text"}:
+            if isinstance(self.tokenizer, TrainTokenizer):
+                raise ValueError("tokenizer: chats and preferences need an existing one, that of the text they go with")
+            changing = {"normalise", "scrub", "c4", "quality", "repetition", "language"}
+            for name in sorted(changing):
+                if getattr(self.stages, name) is not None:
+                    raise ValueError(f"stages.{name} is for text alone, leave it out")
+        return self
+
+    @property
+    def form(self) -> Form:
+        """What a document of the dataset is."""
+        return _form_of(self.sources[0])
+
+
+def _form_of(source: SourceConfig) -> Form:
+    return source.kind if source.kind in ("chats", "preferences") else "text"
 
 
 class DataConfig(Settings):

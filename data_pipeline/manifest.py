@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_pipeline.config import BuildConfig
+from data_pipeline.config import BuildConfig, Form
 from runtime.errors import UserError
 from runtime.files import digest_bytes, read_json, write_json
 from runtime.settings import Settings
@@ -36,6 +36,11 @@ class ShardInfo(Settings):
     offsets: FileInfo
     batches: list[Digest]
     """xxh3-128 of each record batch's token bytes (little-endian, not compressed)."""
+
+    @property
+    def files(self) -> list[FileInfo]:
+        """Its files."""
+        return [self.file, self.offsets]
 
 
 class SplitInfo(Settings):
@@ -99,7 +104,10 @@ class DatasetManifest(Settings):
     tokenizer: TokenizerInfo
     sources: list[SourceInfo]
     splits: dict[Literal["train", "validation"], SplitInfo]
+    form: Form = "text"
     build: BuildConfig
+    appended: list[BuildConfig] = []  # noqa: RUF012 (pydantic copies defaults)
+    """What was added later, in order."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -129,7 +137,18 @@ class DatasetManifest(Settings):
     def files(self) -> list[FileInfo]:
         """Every file of the dataset but the manifest itself."""
         shards = [shard for split in self.splits.values() for shard in split.shards]
-        return [self.tokenizer.file, *(file for shard in shards for file in (shard.file, shard.offsets))]
+        return [self.tokenizer.file, *(file for shard in shards for file in shard.files)]
+
+    def form_of_shards(self) -> dict[str, Any]:
+        """What all shards have in common, for those who read them apart from the manifest."""
+        return {
+            "dtype": self.dtype,
+            "batch_tokens": self.batch_tokens,
+            "packed": self.build.compression != "none",
+            "vocabulary": self.tokenizer.vocabulary,
+            "eos_id": self.tokenizer.eos_id,
+            "sources": len(self.sources),
+        }
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

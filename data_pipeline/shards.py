@@ -17,6 +17,7 @@ from runtime.files import digest_bytes, digest_file, fsync_file
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 _UNPACKED_BATCHES_KEPT = 64
 _TOKEN_TYPES = {"uint16": pa.uint16(), "uint32": pa.uint32()}
+SPANS = pa.list_(pa.struct([("role", pa.uint8()), ("begin", pa.int64()), ("end", pa.int64())]))
 DOCUMENT_COLUMNS = pa.schema(
     [
         pa.field("end", pa.int64(), nullable=False),
@@ -25,9 +26,11 @@ DOCUMENT_COLUMNS = pa.schema(
         pa.field("digest", pa.binary(16), nullable=False),
         pa.field("id", pa.string()),
         pa.field("metadata", pa.string()),
+        pa.field("spans", SPANS),
     ]
 )
-"""Of each document: end in tokens (its EOS included), source, UTF-8 bytes, xxh3-128 of the text, name, JSON."""
+"""Of each document: end in tokens (its EOS included), source, UTF-8 bytes, xxh3-128 of the text, name, JSON; who
+speaks in which tokens, counted from the document's first."""
 SHARD_BYTES = 1 << 28
 _MEND = "restore the file or rebuild the dataset"
 
@@ -75,17 +78,22 @@ def write_shard(
             digests.append(digest_bytes(batch.data))
             out.write_batch(pa.RecordBatch.from_arrays([pa.array(batch)], schema=schema))
             count += batch.size
-    documents = _canonical(_without_empty_columns(documents))
     assert documents["end"][-1].as_py() == count, "documents cover the shard's tokens"
-    with pa.ipc.new_file(str(beside), documents.schema) as out:
-        out.write_table(documents, max_chunksize=documents.num_rows)
     return ShardInfo(
         tokens=count,
         documents=documents.num_rows,
         file=_described(main),
-        offsets=_described(beside),
+        offsets=write_documents(beside, documents),
         batches=digests,
     )
+
+
+def write_documents(path: Path, documents: pa.Table) -> FileInfo:
+    """Write what is kept of each document. The file is not yet durable."""
+    documents = _canonical(_without_empty_columns(documents))
+    with pa.ipc.new_file(str(path), documents.schema) as out:
+        out.write_table(documents, max_chunksize=documents.num_rows)
+    return _described(path)
 
 
 def _batches(pieces: Iterable[Tokens], form: ShardForm) -> Iterator[Tokens]:
@@ -176,6 +184,16 @@ class ShardReader:
 
     def _length(self, number: int) -> int:
         return min(self._batch_tokens, self.info.tokens - number * self._batch_tokens)
+
+    def tokens(self, begin: int, end: int) -> list[Tokens]:
+        """Tokens [begin, end) of the shard, as views of its batches. Raises UserError like `batch`."""
+        views = []
+        while begin < end:
+            number, offset = divmod(begin, self._batch_tokens)
+            taken = min(self._batch_tokens - offset, end - begin)
+            views.append(self.batch(number)[offset : offset + taken])
+            begin += taken
+        return views
 
     def documents(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint16]]:
         """End of every document in tokens from the shard's start (its EOS included), and its source's number.

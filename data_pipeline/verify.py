@@ -1,18 +1,22 @@
-"""Read a whole dataset against its manifest, and say what it holds."""
+"""Read a whole dataset against its manifest."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.dataset import open_shards
-from data_pipeline.manifest import DatasetManifest, FileInfo
+from data_pipeline.manifest import DatasetManifest, FileInfo, ShardInfo
+from data_pipeline.passes.worker import Worker, share_out
 from data_pipeline.shards import ShardReader
 from data_pipeline.tokenizer import Tokenizer
 from runtime.errors import UserError, one_line
 from runtime.files import digest_file
 from runtime.progress import ProgressBar
+
+_ALONE_BYTES = 1 << 28  # less than this is read sooner than workers start
 
 
 @dataclass(frozen=True)
@@ -36,27 +40,53 @@ class VerifyReport:
             raise UserError(f"{self.problems[0]} ({len(self.problems)} of {self.files} files are bad)")
 
 
-def verify_dataset(path: Path, progress: bool = True) -> VerifyReport:
-    """Check every file, record batch, document border and id of a dataset.
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard, and what its dataset says of all shards."""
+
+    path: Path
+    info: ShardInfo
+    form: dict[str, Any]
+
+
+def verify_dataset(path: Path, progress: bool = True, processes: int | None = None) -> VerifyReport:
+    """Check every file, record batch, document border and id of a dataset, with a process a core unless told else.
 
     Raises UserError if its manifest cannot be used; all else is in the report.
     """
     manifest = DatasetManifest.load(path)
-    shards = [shard for split in manifest.splits for shard in open_shards(path, manifest, split)]
-    problems: list[str] = []
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    tasks = [ShardTask(path, shard, manifest.form_of_shards()) for shard in shards]
+    if processes is None:
+        large = sum(file.bytes for file in manifest.files) > _ALONE_BYTES
+        processes = len(os.sched_getaffinity(0)) if large else 1
+    found: dict[int, list[str]] = {}
     with ProgressBar("verify", 1 + len(shards), progress) as bar:
-        problems += _tokenizer_problems(path, manifest)
+        first = _tokenizer_problems(path, manifest)
         bar.advance(1)
-        for shard in shards:
-            problems += _shard_problems(shard, path, manifest)
-            bar.advance(1, f"{len(problems)} bad files" if problems else "")
+        for number, problems in _each(tasks, processes):
+            found[number] = problems
+            bad = len(first) + sum(map(len, found.values()))
+            bar.advance(1, f"{bad} bad files" if bad else "")
     return VerifyReport(
         path=path,
         files=len(manifest.files),
-        tokens=sum(s.info.tokens for s in shards),
-        documents=sum(s.info.documents for s in shards),
-        problems=tuple(problems),
+        tokens=sum(shard.tokens for shard in shards),
+        documents=sum(shard.documents for shard in shards),
+        problems=tuple(first + [problem for number in sorted(found) for problem in found[number]]),
     )
+
+
+def _each(tasks: list[ShardTask], processes: int) -> Iterator[tuple[int, list[str]]]:
+    if processes == 1 or len(tasks) < 2:
+        yield from ((number, shard_problems(task)) for number, task in enumerate(tasks))
+        return
+    workers = [Worker() for _ in range(min(processes, len(tasks)))]
+    try:
+        yield from share_out(shard_problems, [(task,) for task in tasks], workers)
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def _file_problem(path: Path, info: FileInfo) -> str | None:
@@ -82,59 +112,31 @@ def _tokenizer_problems(path: Path, manifest: DatasetManifest) -> list[str]:
     return []
 
 
-def _shard_problems(shard: ShardReader, path: Path, manifest: DatasetManifest) -> list[str]:
-    info = shard.info
-    problems = [problem for file in (info.file, info.offsets) if (problem := _file_problem(path, file))]
+def shard_problems(task: ShardTask) -> list[str]:
+    """One line for every file of a shard that is not as it was built."""
+    info = task.info
+    problems = [problem for file in info.files if (problem := _file_problem(task.path, file))]
     if problems:
         return problems
     try:
-        _check_content(shard, path / info.file.name, manifest)
+        _check_content(task)
     except UserError as error:
         return [one_line(error)]
     return []
 
 
-def _check_content(shard: ShardReader, file: Path, manifest: DatasetManifest) -> None:
+def _check_content(task: ShardTask) -> None:
     """Digests of all batches; ids inside the vocabulary; EOS at every document's end and nowhere else."""
-    eos, begin = manifest.tokenizer.eos_id, 0
+    info, form = task.info, task.form
+    shard = ShardReader(task.path, info, dtype=form["dtype"], batch_tokens=form["batch_tokens"], packed=form["packed"])
+    file, begin = task.path / info.file.name, 0
     ends, sources = shard.documents()
     borders: list[np.ndarray[Any, np.dtype[np.int64]]] = []
-    for number in range(len(shard.info.batches)):
+    for number in range(len(info.batches)):
         tokens = shard.batch(number)
-        if int(tokens.max()) >= manifest.tokenizer.vocabulary:
+        if int(tokens.max()) >= form["vocabulary"]:
             raise UserError(f"{file}: record batch {number} holds ids outside the vocabulary: rebuild the dataset")
-        borders.append(np.flatnonzero(tokens == eos) + begin + 1)
+        borders.append(np.flatnonzero(tokens == form["eos_id"]) + begin + 1)
         begin += tokens.size
-    if not np.array_equal(np.concatenate(borders), ends) or int(sources.max()) >= len(manifest.sources):
-        raise UserError(f"{file}: its documents do not end where {shard.info.offsets.name} says: rebuild the dataset")
-
-
-def dataset_stats(path: Path) -> dict[str, Any]:
-    """Documents, tokens, bytes per token, counts by source and split, and documents by length.
-
-    `document_lengths` maps a power of two L to the number of documents with L <= tokens < 2 L.
-    """
-    manifest = DatasetManifest.load(path)
-    histogram = np.zeros(64, dtype=np.int64)
-    for split in manifest.splits:
-        for shard in open_shards(path, manifest, split):
-            ends, _ = shard.documents()
-            lengths = np.diff(ends, prepend=0)
-            histogram += np.bincount(np.frexp(lengths)[1] - 1, minlength=64)
-    documents, tokens, text = (
-        sum(getattr(s, what) for s in manifest.sources) for what in ("documents", "tokens", "bytes")
-    )
-    return {
-        "digest": manifest.digest,
-        "vocabulary": manifest.tokenizer.vocabulary,
-        "documents": documents,
-        "tokens": tokens,
-        "bytes": text,
-        "bytes_per_token": text / (tokens - documents) if tokens > documents else 0.0,
-        "splits": {
-            name: {"tokens": s.tokens, "documents": s.documents, "shards": len(s.shards)}
-            for name, s in manifest.splits.items()
-        },
-        "sources": {s.name: s.model_dump(mode="json", exclude={"name"}) for s in manifest.sources},
-        "document_lengths": {1 << power: int(count) for power, count in enumerate(histogram) if count},
-    }
+    if not np.array_equal(np.concatenate(borders), ends) or int(sources.max()) >= form["sources"]:
+        raise UserError(f"{file}: its documents do not end where {info.offsets.name} says: rebuild the dataset")

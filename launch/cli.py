@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launch.commands import checkpoint, config, data, model, run, scaling, status, submit, track
+from launch.commands import checkpoint, config, data, model, run, scaling, status, submit, tokenizer, track
 from runtime.errors import LacunaError, one_line
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(config.app, name="config")
+app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(track.app, name="track")
 app.add_typer(scaling.app, name="scaling")
 run.register(app)

@@ -36,8 +36,11 @@ class CutTask:
     form: ShardForm
 
 
-def plan_shards(encoded: Sequence[Path], split: str, shard_tokens: int) -> list[list[Segment]]:
-    """Segments of each shard: a shard ends with the document that brings it to `shard_tokens`."""
+def plan_shards(encoded: Sequence[Path], split: str, shard_tokens: int, together: int = 1) -> list[list[Segment]]:
+    """Segments of each shard: a shard ends with the documents that bring it to `shard_tokens`.
+
+    Of every `together` documents, none is parted from the others.
+    """
     shards: list[list[Segment]] = []
     current: list[Segment] = []
     size = 0
@@ -46,6 +49,7 @@ def plan_shards(encoded: Sequence[Path], split: str, shard_tokens: int) -> list[
         first, base = 0, 0
         while first < len(ends):
             last = int(np.searchsorted(ends, base + shard_tokens - size)) + 1
+            last += -last % together
             if last > len(ends):
                 current.append(Segment(directory, first, len(ends)))
                 size += int(ends[-1]) - base
@@ -71,11 +75,16 @@ def count_tokens(directory: Path, split: str) -> int:
 
 
 def cut_shards(
-    encoded: Sequence[Path], split: str, form: ShardForm, workshop: Workshop, first_number: int = 0
+    encoded: Sequence[Path],
+    split: str,
+    form: ShardForm,
+    workshop: Workshop,
+    first_number: int = 0,
+    together: int = 1,
 ) -> tuple[SplitInfo, list[Path]]:
     """What the split of a manifest says of the shards, and the directories that hold each one's files."""
     units = []
-    for number, segments in enumerate(plan_shards(encoded, split, form.shard_tokens), first_number):
+    for number, segments in enumerate(plan_shards(encoded, split, form.shard_tokens, together), first_number):
         task = CutTask(f"{split}-{number:05d}", split, segments, form)
         units.append(Unit([task.stem, segments, form.dtype, form.batch_tokens, form.compression], task))
     places = workshop.run(f"shards-{split}", cut_shard, units)

@@ -3,20 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipeline.config import BuildConfig, ExistingTokenizer
+from data_pipeline.chat_template import ChatTemplate
+from data_pipeline.config import BuildConfig, ExistingTokenizer, Form
 from data_pipeline.passes.learn import kept_batches
 from data_pipeline.passes.select import KEEP, Selected
 from data_pipeline.passes.workshop import Unit, Workshop
 from data_pipeline.rows import Part, Rows, held_out, load_rows
-from data_pipeline.shards import DOCUMENT_COLUMNS, token_dtype
+from data_pipeline.shards import DOCUMENT_COLUMNS, SPANS, token_dtype
+from data_pipeline.sources.conversations import ROLES, from_text
 from data_pipeline.tokenizer import Tokenizer
 
-SPLITS = ("train", "validation")
+SPLITS: Sequence[Literal["train", "validation"]] = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class EncodeTask:
     tokenizer: Path
     special: dict[str, str]
     validation: float
+    form: Form
 
 
 def token_file(directory: Path, split: str) -> Path:
@@ -47,7 +51,7 @@ def encode_parts(
     special = config.tokenizer.special if isinstance(config.tokenizer, ExistingTokenizer) else {}
     units = []
     for one in selected:
-        task = EncodeTask(one.part, one.directory / KEEP, file, special, config.validation)
+        task = EncodeTask(one.part, one.directory / KEEP, file, special, config.validation, config.form)
         depends = [
             one.part.directory,
             one.part.source,
@@ -55,48 +59,77 @@ def encode_parts(
             tokenizer.digest,
             special,
             config.validation,
+            config.form,
         ]
         units.append(Unit(depends, task))
     return workshop.run("encode", encode_part, units)
 
 
+class Encoded(NamedTuple):
+    """Documents of a batch of texts: ids one after the other, tokens of each, spans of each if they have some."""
+
+    ids: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    spans: list[list[dict[str, int]]] | None
+
+
+class _Encoder:
+    """Texts to documents; a record of preferences is two, the chosen one first."""
+
+    def __init__(self, tokenizer: Tokenizer, form: Form) -> None:
+        self.documents = 2 if form == "preferences" else 1
+        self._tokenizer, self._dtype = tokenizer, token_dtype(tokenizer.vocabulary)
+        self._template = None if form == "text" else ChatTemplate(tokenizer)
+
+    def encode(self, texts: list[str]) -> Encoded:
+        if self._template is None:
+            return Encoded(*self._tokenizer.encode_documents(texts, self._dtype), None)
+        found = self._template.encode([conversation for text in texts for conversation in from_text(text)])
+        ids = np.concatenate([np.zeros(0, dtype=np.int64), *(one for one, _ in found)]).astype(self._dtype)
+        spans = [[{"role": ROLES.index(s.role), "begin": s.begin, "end": s.end} for s in of] for _, of in found]
+        return Encoded(ids, np.array([one.size for one, _ in found], dtype=np.int64), spans)
+
+
 def encode_part(task: EncodeTask, directory: Path) -> None:
     """Unit: ids of the documents that stay, each closed by EOS, by split."""
-    tokenizer = Tokenizer.load(task.tokenizer, task.special)
+    encoder = _Encoder(Tokenizer.load(task.tokenizer, task.special), task.form)
     keep = np.load(task.keep)
-    rows = load_rows(task.part.directory)[keep]
+    rows = load_rows(task.part.directory)[keep].repeat(encoder.documents)
     held = held_out(rows, task.validation)
     lengths = np.zeros(len(rows), dtype=np.int64)
-    names: list[pa.RecordBatch] = []
+    beside: list[pa.Table] = []
     begin = 0
-    dtype = token_dtype(tokenizer.vocabulary)
     with open(token_file(directory, "train"), "wb") as train, open(token_file(directory, "validation"), "wb") as rest:
         for batch in kept_batches(task.part.directory, keep):
-            names.append(batch.select([1, 2]))
-            ids, sizes = tokenizer.encode_documents(batch.column(0).to_pylist(), dtype)
-            end = begin + len(sizes)
-            lengths[begin:end] = sizes
-            apart = np.repeat(held[begin:end], sizes)
-            (ids[~apart] if apart.any() else ids).tofile(train)
-            ids[apart].tofile(rest)
+            found = encoder.encode(batch.column(0).to_pylist())
+            end = begin + len(found.lengths)
+            lengths[begin:end] = found.lengths
+            apart = np.repeat(held[begin:end], found.lengths)
+            (found.ids[~apart] if apart.any() else found.ids).tofile(train)
+            found.ids[apart].tofile(rest)
+            beside.append(_beside(batch, encoder.documents, found))
             begin = end
-    table = pa.Table.from_batches(names) if names else None
+    table = pa.concat_tables(beside) if beside else None
     for split, chosen in zip(SPLITS, (~held, held), strict=True):
         _write_table(table_file(directory, split), task.part.source, rows[chosen], lengths[chosen], table, chosen)
 
 
-def _write_table(file: Path, source: int, rows: Rows, lengths: Any, names: pa.Table | None, chosen: Any) -> None:
+def _beside(batch: pa.RecordBatch, documents: int, found: Encoded) -> pa.Table:
+    """Name, metadata and spans of each document of a batch."""
+    names = batch.select([1, 2]).take(np.repeat(np.arange(batch.num_rows), documents))
+    spans = pa.nulls(names.num_rows, SPANS) if found.spans is None else pa.array(found.spans, SPANS)
+    return pa.table([*names.columns, spans], names=["id", "metadata", "spans"])
+
+
+def _write_table(file: Path, source: int, rows: Rows, lengths: Any, beside: pa.Table | None, chosen: Any) -> None:
     digests = np.stack([rows["high"], rows["low"]], axis=1).astype(">u8").tobytes()
-    kept = names.filter(pa.array(chosen)) if names is not None else None
+    kept = beside.filter(pa.array(chosen)).combine_chunks() if beside is not None else None
     columns = [
         pa.array(np.cumsum(lengths), pa.int64()),
         pa.array(np.full(len(rows), source), pa.uint16()),
         pa.array(rows["bytes"], pa.int64()),
         pa.Array.from_buffers(pa.binary(16), len(rows), [None, pa.py_buffer(digests)]),
-        *(
-            kept.column(number).combine_chunks() if kept is not None else pa.nulls(0, pa.string())
-            for number in range(2)
-        ),
+        *(pa.nulls(0, field.type) if kept is None else kept[field.name] for field in list(DOCUMENT_COLUMNS)[4:]),
     ]
     with pa.ipc.new_file(str(file), DOCUMENT_COLUMNS) as out:
-        out.write_batch(pa.RecordBatch.from_arrays(columns, schema=DOCUMENT_COLUMNS))
+        out.write_table(pa.table(columns, schema=DOCUMENT_COLUMNS))

@@ -49,9 +49,18 @@ def part_bytes(opened: Sequence[Opened]) -> int:
 
 
 def read_sources(
-    config: BuildConfig, opened: Sequence[Opened], size: int, workshop: Workshop, first_row: int = 0
+    config: BuildConfig,
+    opened: Sequence[Opened],
+    size: int,
+    workshop: Workshop,
+    first_source: int = 0,
+    before: Sequence[Part] = (),
 ) -> list[Part]:
-    """All parts of all sources, in order. Raises UserError naming a file that cannot be read."""
+    """All parts of all sources, in order, their rows counted on from those `before`.
+
+    Raises UserError naming a file that cannot be read.
+    """
+    first_row = sum(part.rows for part in before)
     reference = _reference(config, workshop)
     Chain(config.stages, reference)  # what is missing is said now
     units = [
@@ -66,7 +75,7 @@ def read_sources(
         left = source.max_bytes
         for place in places:
             rows, left = _rows_within(place, left)
-            parts.append(Part(place, number, first_row, rows))
+            parts.append(Part(place, first_source + number, first_row, rows))
             first_row += rows
     return parts
 

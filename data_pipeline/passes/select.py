@@ -50,12 +50,13 @@ class Selected:
         return mask
 
 
-def select(config: BuildConfig, parts: list[Part], workshop: Workshop) -> list[Selected]:
-    """Find duplicates over all parts, and decide on every document."""
-    listed = workshop.directory / "parts.json"
-    save_parts(parts, listed)
-    exact = _exact(parts, listed, workshop) if config.stages.exact_duplicates else []
-    near = _near(config.stages.near_duplicates, parts, listed, exact, workshop) if config.stages.near_duplicates else []
+def select(config: BuildConfig, parts: list[Part], workshop: Workshop, known: Sequence[Part] = ()) -> list[Selected]:
+    """Find duplicates over all parts, and decide on every document; those of `known` parts stay."""
+    stages, listed, fresh = config.stages, workshop.directory / "parts.json", workshop.directory / "fresh.json"
+    save_parts([*known, *parts], listed)
+    save_parts(parts, fresh)
+    exact = _exact([*known, *parts], listed, workshop) if stages.exact_duplicates else []
+    near = _near(stages.near_duplicates, parts, fresh, exact, workshop) if stages.near_duplicates else []
     dropped = {"duplicates": exact, "near_duplicates": near}
     depends = [dropped, config.validation]
     units = [Unit([part, depends], SelectTask(part, dropped, config.validation)) for part in parts]

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,8 +29,8 @@ class Worker:
         command = [sys.executable, "-c", "from data_pipeline.passes.worker import main; main()"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
-    def do(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call `function`, which must be importable by name, in the worker. Raises what it raises.
+    def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What `function`, which must be importable by name, returns in the worker. Raises what it raises.
 
         Raises LacunaError if the worker was killed.
         """
@@ -39,19 +39,53 @@ class Worker:
         try:
             pickle.dump((function, arguments), self._process.stdin)
             self._process.stdin.flush()
-            error = pickle.load(self._process.stdout)  # noqa: S301 - our own process
+            result, error = pickle.load(self._process.stdout)  # noqa: S301 - our own process
         except (EOFError, BrokenPipeError):
             raise LacunaError(
                 "a worker process was killed (the machine may be short of memory): what is finished is kept, "
-                "build again, perhaps with fewer --processes"
+                "try again, perhaps with fewer --processes"
             ) from None
         if error is not None:
             raise error
+        return result
 
     def close(self) -> None:
         """End the process, in the middle of its work if need be."""
         self._process.kill()
         self._process.communicate()
+
+
+def share_out(
+    function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: Sequence[Worker]
+) -> Iterator[tuple[int, Any]]:
+    """(number of a task, what `function` returned for it) as they are done; each worker takes the next when free.
+
+    Raises the first error, and begins no task after it.
+    """
+    waiting, done = iter(list(enumerate(tasks))), queue.SimpleQueue[tuple[int, Any, BaseException | None]]()
+    turn = threading.Lock()
+
+    def serve(worker: Worker) -> None:
+        while True:
+            with turn:
+                number, task = next(waiting, (None, ()))
+            if number is None:
+                return
+            try:
+                done.put((number, worker.do(function, *task), None))
+            except BaseException as error:
+                with turn:
+                    list(waiting)
+                done.put((number, None, error))
+
+    threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for _ in tasks:
+        number, result, error = done.get()
+        if error is not None:
+            raise error
+        yield number, result
 
 
 def _serve(tasks: BinaryIO, answers: BinaryIO) -> None:
@@ -68,21 +102,21 @@ def _serve(tasks: BinaryIO, answers: BinaryIO) -> None:
     threading.Thread(target=receive, name="lacuna-tasks", daemon=True).start()
     while True:
         function, arguments = received.get()
-        error: BaseException | None = None
+        result, error = None, None
         try:
-            function(*arguments)
+            result = function(*arguments)
         except Exception as raised:
-            error = raised
-        pickle.dump(_portable(error), answers)
+            error = _portable(raised)
+        pickle.dump((result, error), answers)
         answers.flush()
 
 
-def _portable(error: BaseException | None) -> BaseException | None:
+def _portable(error: Exception) -> Exception:
     """The error itself if it can be sent, else its words."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - made here
     except Exception:
-        return LacunaError(one_line(error) if error else "")
+        return LacunaError(one_line(error))
     return error
 
 

@@ -3,22 +3,23 @@
 A unit that stands finished is not done again, so a build that was killed goes on where it was.
 """
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel
 
-from data_pipeline.passes.worker import Worker
-from runtime.files import digest_bytes, fsync_directory, fsync_file
+from data_pipeline.passes.worker import Worker, share_out
+from runtime.errors import UserError
+from runtime.files import digest_bytes, fsync_directory, fsync_file, remove_tree
 from runtime.progress import ProgressBar
 
 T = TypeVar("T")
@@ -77,39 +78,16 @@ class Workshop:
         missing = {place: unit.task for place, unit in zip(places, units, strict=True) if not place.exists()}
         with ProgressBar(stage, len(units), self.show_progress and bool(units)) as bar:
             bar.advance(len(units) - len(missing), "found finished" if len(missing) < len(units) else "")
-            if self.processes == 1 or len(missing) <= 1:
-                for place, task in missing.items():
-                    _perform(function, task, place)
+            tasks = [(function, task, place) for place, task in missing.items()]
+            if self.processes == 1 or len(tasks) <= 1:
+                for task in tasks:
+                    _perform(*task)
                     bar.advance(1)
             else:
-                self._share_out(function, missing, bar)
-        return places
-
-    def _share_out(self, function: Callable[[Any, Path], None], missing: dict[Path, Any], bar: ProgressBar) -> None:
-        """Each worker takes the next unit when it is done; the first error ends it all."""
-        self._workers += [Worker() for _ in range(min(self.processes, len(missing)) - len(self._workers))]
-        waiting = iter(list(missing.items()))
-        turn = threading.Lock()
-
-        def serve(worker: Worker) -> None:
-            while True:
-                with turn:
-                    place, task = next(waiting, (None, None))
-                if place is None:
-                    return
-                try:
-                    worker.do(_perform, function, task, place)
-                except BaseException:
-                    with turn:
-                        list(waiting)
-                    raise
-                with turn:
+                self._workers += [Worker() for _ in range(min(self.processes, len(tasks)) - len(self._workers))]
+                for _ in share_out(_perform, tasks, self._workers):
                     bar.advance(1)
-
-        with ThreadPoolExecutor(len(self._workers)) as threads:
-            served = [threads.submit(serve, worker) for worker in self._workers]
-            for one in as_completed(served):
-                one.result()
+        return places
 
     def __enter__(self) -> Self:
         return self
@@ -134,3 +112,36 @@ def _perform(function: Callable[[Any, Path], None], task: Any, place: Path) -> N
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+@contextmanager
+def work_beside(out: Path, processes: int | None, show_progress: bool) -> Iterator[Workshop]:
+    """A workshop in a directory beside `out` that only this process uses.
+
+    The directory is removed when all went well, or nothing was finished; else the next build goes on from it.
+    """
+    place = out.with_name(f".{out.name}.building")
+    place.mkdir(parents=True, exist_ok=True)
+    lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out} is being built by another process: wait for it") from None
+        try:
+            with Workshop(place, processes or len(os.sched_getaffinity(0)), show_progress) as workshop:
+                yield workshop
+        except BaseException:
+            if not any(place.glob("*-*")):
+                remove_tree(place)
+            raise
+        remove_tree(place)
+    finally:
+        os.close(lock)
+
+
+def fresh_directory(path: Path) -> Path:
+    """An empty directory, whatever stood there before."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path

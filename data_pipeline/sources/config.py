@@ -103,6 +103,32 @@ class Arrow(_Records):
     kind: Literal["arrow"]
 
 
+class Chats(FileSource):
+    """Records (jsonl, parquet or Arrow by their ending) of chats: a list of messages, or a prompt and a response.
+
+    A message is `{role, content}` or `{from, value}`; roles are system, user, assistant and tool.
+    """
+
+    kind: Literal["chats"]
+    messages_field: str | None = "messages"
+    """Null if records hold a prompt and a response."""
+    prompt_field: str = "prompt"
+    response_field: str = "response"
+    id_field: str | None = None
+    metadata_fields: list[str] = []  # noqa: RUF012
+
+
+class Preferences(FileSource):
+    """Records of a prompt (text or messages) and two answers to it (text or messages), the better one first."""
+
+    kind: Literal["preferences"]
+    prompt_field: str = "prompt"
+    chosen_field: str = "chosen"
+    rejected_field: str = "rejected"
+    id_field: str | None = None
+    metadata_fields: list[str] = []  # noqa: RUF012
+
+
 class DebianPackage(_Source, _Plain):
     """Files of a Debian package that match one of `include` (relative to the package's root)."""
 
@@ -125,5 +151,6 @@ class DebianPackage(_Source, _Plain):
 
 
 SourceConfig = Annotated[
-    PythonStdlib | TextFiles | JsonLines | Parquet | Arrow | DebianPackage, Field(discriminator="kind")
+    PythonStdlib | TextFiles | JsonLines | Parquet | Arrow | Chats | Preferences | DebianPackage,
+    Field(discriminator="kind"),
 ]

@@ -42,25 +42,26 @@ def from_record(record: Any, field: str, id_field: str | None, metadata_fields: 
     """A record's document; it has a fate if its text is missing, or cannot be written as UTF-8."""
     if isinstance(record, Fate):
         return SourceDocument(None, record)
-    name = None if id_field is None else _plain(look_up(record, id_field))
+    name = None if id_field is None else plain(look_up(record, id_field))
     kept = {key: value for key in metadata_fields if (value := look_up(record, key)) is not None}
     metadata = json.dumps(kept, sort_keys=True, default=str) if kept else None
     text = look_up(record, field)
     if not isinstance(text, str):
         return SourceDocument(None, Fate.WITHOUT_TEXT, name, metadata)
-    if not _is_text(text):
+    if not is_text(text):
         return SourceDocument(None, Fate.UNDECODABLE, name, metadata)
     return SourceDocument(text, Fate.KEPT, name, metadata)
 
 
-def _plain(value: Any) -> str | None:
+def plain(value: Any) -> str | None:
+    """A value as text: itself, or as JSON; None if it cannot be written as UTF-8."""
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if _is_text(text) else None
+    return text if is_text(text) else None
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
     """JSON can spell lone surrogates, which are no characters."""
     try:
         text.encode()

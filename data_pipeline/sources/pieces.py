@@ -6,17 +6,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_pipeline.sources.config import (
+    Arrow,
+    Chats,
     DebianPackage,
     FileSource,
     JsonLines,
+    Parquet,
+    Preferences,
     PythonStdlib,
     SourceConfig,
     Storage,
     TextFiles,
 )
+from data_pipeline.sources.conversations import from_chat, from_preference
 from data_pipeline.sources.debian import PackageUnavailable, fetch_package, unpack_package
 from data_pipeline.sources.document import SourceDocument
 from data_pipeline.sources.json_lines import from_record, objects
@@ -33,6 +38,7 @@ _ENDINGS = {
     "arrow": (".arrow", ".feather", ".ipc"),
     "text": ("",),
 }
+_RECORDS = (*_ENDINGS["jsonl"], *_ENDINGS["parquet"], *_ENDINGS["arrow"])
 
 
 class Piece(NamedTuple):
@@ -69,9 +75,18 @@ def open_source(source: SourceConfig, workspace: Path, cache: Path) -> Opened:
     return found
 
 
+def kind_of_file(source: FileSource, path: str) -> str:
+    """jsonl, parquet, arrow or text: by the kind of the source, or for conversations by the file's ending."""
+    kind: str = source.kind  # type: ignore[attr-defined]
+    if kind not in ("chats", "preferences"):
+        return kind
+    name = path.removesuffix(".gz").removesuffix(".zst")
+    return next((table for table in ("parquet", "arrow") if name.endswith(_ENDINGS[table])), "jsonl")
+
+
 def _wanted(source: FileSource) -> Callable[[str], bool]:
     """Which files of a directory are the source's, by their names."""
-    endings = _ENDINGS[source.kind]  # type: ignore[attr-defined]
+    endings = _ENDINGS.get(source.kind, _RECORDS)  # type: ignore[attr-defined]
     return lambda name: name.removesuffix(".gz").removesuffix(".zst").endswith(endings)
 
 
@@ -120,14 +135,15 @@ def cut(source: SourceConfig, files: list[File], piece_bytes: int) -> list[Piece
 
 
 def _cut_file(source: SourceConfig, file: File, piece_bytes: int) -> list[Piece]:
-    if isinstance(source, JsonLines) and not is_packed(file.path):
+    kind = kind_of_file(source, file.path) if isinstance(source, FileSource) else "text"
+    if kind == "jsonl" and not is_packed(file.path):
         borders = [*range(0, max(file.bytes, 1), piece_bytes), file.bytes]
         return [Piece(file, begin, end) for begin, end in pairwise(borders)]
-    if source.kind not in ("parquet", "arrow"):
+    if kind not in ("parquet", "arrow"):
         return [Piece(file, 0, 1)]
     assert isinstance(source, FileSource)
     try:
-        parts = count_parts(file, source.storage, source.kind)
+        parts = count_parts(file, source.storage, kind)
     except Damaged as error:
         if source.damaged == "skip":
             return [Piece(file, 0, 1)]
@@ -136,7 +152,7 @@ def _cut_file(source: SourceConfig, file: File, piece_bytes: int) -> list[Piece]
     return [Piece(file, begin, min(begin + step, parts)) for begin in range(0, parts, step)]
 
 
-def damage(source: SourceConfig, file: File, error: Damaged) -> UserError:
+def damage(source: SourceConfig | FileSource, file: File, error: Damaged) -> UserError:
     """The error for a file of `source` that cannot be read to its end."""
     return UserError(
         f"source {source.name!r}: {file.path} cannot be read to its end ({one_line(error)}): "
@@ -146,17 +162,30 @@ def damage(source: SourceConfig, file: File, error: Damaged) -> UserError:
 
 def read_piece(source: SourceConfig, piece: Piece, limit: int) -> Iterator[SourceDocument]:
     """The documents of a piece in their order, each of at most about `limit` bytes. Raises Damaged and UserError."""
-    file, begin, end = piece
+    file = piece.file
     storage = source.storage if isinstance(source, FileSource) else Storage()
     if isinstance(source, TextFiles | DebianPackage):
         yield from read_text(file, storage, source.split, source.markup, limit)
     elif isinstance(source, PythonStdlib):
         yield from read_text(file, storage, "file", "none", limit)
+    elif isinstance(source, Chats):
+        fields = [source.messages_field] if source.messages_field else [source.prompt_field, source.response_field]
+        yield from (from_chat(row, source) for row in _rows(source, piece, fields, limit))
+    elif isinstance(source, Preferences):
+        fields = [source.prompt_field, source.chosen_field, source.rejected_field]
+        yield from (from_preference(row, source) for row in _rows(source, piece, fields, limit))
     else:
-        fields = (source.field, source.id_field, source.metadata_fields)
-        if isinstance(source, JsonLines):
-            rows = objects(file, storage, begin, end, limit)
-        else:
-            named = [source.field, *([source.id_field] if source.id_field else []), *source.metadata_fields]
-            rows = records(file, storage, source.kind, begin, end, named, limit)
-        yield from (from_record(row, *fields) for row in rows)
+        rows = _rows(source, piece, [source.field], limit)
+        yield from (from_record(row, source.field, source.id_field, source.metadata_fields) for row in rows)
+
+
+def _rows(
+    source: JsonLines | Parquet | Arrow | Chats | Preferences, piece: Piece, fields: list[str], limit: int
+) -> Iterator[Any]:
+    """The records of a piece, with at least the given fields and those kept beside them."""
+    file, begin, end = piece
+    kind = kind_of_file(source, file.path)
+    if kind == "jsonl":
+        return objects(file, source.storage, begin, end, limit)
+    named = [*fields, *([source.id_field] if source.id_field else []), *source.metadata_fields]
+    return records(file, source.storage, kind, begin, end, named, limit)

@@ -1,13 +1,17 @@
-"""`lacuna data build | verify | stats`."""
+"""`lacuna data build | append | merge | split | verify | stats`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.commands.output import DryRun, Json, print_json, print_table
 
+if TYPE_CHECKING:
+    from data_pipeline.manifest import DatasetManifest
+
 app = typer.Typer(help="Build and check datasets.", no_args_is_help=True)
+Processes = Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores if not given.")]
 Dataset = Annotated[Path, typer.Argument(help="Directory of a dataset.")]
 
 
@@ -15,7 +19,7 @@ Dataset = Annotated[Path, typer.Argument(help="Directory of a dataset.")]
 def build(
     config: Annotated[Path, typer.Option(help="YAML file: sources, tokenizer, shards.")],
     out: Annotated[Path, typer.Option(help="New directory of the dataset.")],
-    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores if not given.")] = None,
+    processes: Processes = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -28,17 +32,61 @@ def build(
     if dry_run:
         print_json(settings.model_dump(mode="json"))
         return
-    manifest = build_dataset(settings, out, means=Means(processes, show_progress=not json))
-    summary = {name: {"tokens": split.tokens, "documents": split.documents} for name, split in manifest.splits.items()}
-    print_json({"path": str(out), "splits": summary}) if json else print(f"{out}: {summary}")
+    _print_summary(out, build_dataset(settings, out, means=Means(processes, show_progress=not json)), json)
 
 
 @app.command()
-def verify(path: Dataset, json: Json = False) -> None:
+def append(
+    path: Dataset,
+    config: Annotated[Path, typer.Option(help="YAML file as for `build`, with the dataset's own tokenizer.")],
+    processes: Processes = None,
+    json: Json = False,
+) -> None:
+    """Add sources to a dataset as new shards after its own; documents that it has already are dropped."""
+    from data_pipeline.append import append_sources
+    from data_pipeline.build import Means
+    from data_pipeline.config import BuildConfig
+    from runtime.settings import read_yaml
+
+    settings = BuildConfig.parse(read_yaml(config), str(config))
+    _print_summary(path, append_sources(path, settings, Means(processes, show_progress=not json)), json)
+
+
+@app.command()
+def merge(
+    paths: Annotated[list[Path], typer.Argument(help="Directories of datasets of one tokenizer.")],
+    out: Annotated[Path, typer.Option(help="New directory of the dataset.")],
+    json: Json = False,
+) -> None:
+    """One dataset of the shards of several, linked where the file system can."""
+    from data_pipeline.combine import merge_datasets
+
+    _print_summary(out, merge_datasets(paths, out, progress=not json), json)
+
+
+@app.command()
+def split(
+    path: Dataset,
+    out: Annotated[Path, typer.Option(help="New directory, which will hold a dataset for each part.")],
+    parts: Annotated[int | None, typer.Option(min=1, help="As many datasets, each of the next shards.")] = None,
+    json: Json = False,
+) -> None:
+    """Several datasets of one: by shards with --parts, else one for each source."""
+    from data_pipeline.combine import split_by_shards, split_by_source
+
+    made = (
+        split_by_shards(path, out, parts, progress=not json) if parts else split_by_source(path, out, progress=not json)
+    )
+    values = [{name: of.tokens for name, of in manifest.splits.items()} for manifest in made]
+    print_json({"path": str(out), "parts": values}) if json else print(f"{out}: {len(made)} datasets")
+
+
+@app.command()
+def verify(path: Dataset, processes: Processes = None, json: Json = False) -> None:
     """Compare every byte of a dataset with its manifest. Exit code 2 names what is damaged."""
     from data_pipeline.verify import verify_dataset
 
-    report = verify_dataset(path, progress=not json)
+    report = verify_dataset(path, progress=not json, processes=processes)
     if json:
         print_json({"path": str(path), "valid": report.ok, "problems": list(report.problems)})
     report.require_ok()
@@ -47,11 +95,17 @@ def verify(path: Dataset, json: Json = False) -> None:
 
 
 @app.command()
-def stats(path: Dataset, json: Json = False) -> None:
+def stats(
+    path: Dataset,
+    plot: Annotated[Path | None, typer.Option(help="Write a histogram of document lengths to this PNG file.")] = None,
+    json: Json = False,
+) -> None:
     """Documents, tokens and bytes by source."""
-    from data_pipeline.verify import dataset_stats
+    from data_pipeline.stats import dataset_stats, plot_lengths
 
     values = dataset_stats(path)
+    if plot is not None:
+        plot_lengths(values, plot)
     if json:
         print_json(values)
         return
@@ -59,3 +113,8 @@ def stats(path: Dataset, json: Json = False) -> None:
     for key, value in values.items():
         if isinstance(value, dict):
             print_table((key, ""), list(value.items()))
+
+
+def _print_summary(path: Path, manifest: "DatasetManifest", json: bool) -> None:
+    summary = {name: {"tokens": split.tokens, "documents": split.documents} for name, split in manifest.splits.items()}
+    print_json({"path": str(path), "splits": summary}) if json else print(f"{path}: {summary}")

@@ -23,7 +23,8 @@ from data_pipeline.shards import (
     token_dtype,
     write_shard,
 )
-from data_pipeline.verify import dataset_stats, verify_dataset
+from data_pipeline.stats import dataset_stats
+from data_pipeline.verify import verify_dataset
 from runtime.errors import UserError
 
 
