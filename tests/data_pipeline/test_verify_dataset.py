@@ -17,13 +17,14 @@ from data_pipeline.dataset import SampleReader, TokenDataset
 from data_pipeline.manifest import DatasetManifest
 from data_pipeline.shards import (
     DOCUMENT_COLUMNS,
+    SPANS,
     ShardForm,
     ShardReader,
     default_shard_tokens,
     token_dtype,
     write_shard,
 )
-from data_pipeline.stats import dataset_stats
+from data_pipeline.stats import dataset_stats, plot_lengths
 from data_pipeline.verify import verify_dataset
 from runtime.errors import UserError
 
@@ -194,6 +195,13 @@ def test_stats(built: Path) -> None:
     assert stats["bytes_per_token"] == stats["sources"]["words"]["bytes"] / (stats["tokens"] - 404)
 
 
+def test_lengths_as_a_picture(built: Path, tmp_path: Path) -> None:
+    stats = dataset_stats(built)
+    assert stats["sources"]["words"]["document_lengths"] == stats["document_lengths"]
+    plot_lengths(stats, tmp_path / "lengths.png")
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(("dtype", "top"), [("uint16", 65535), ("uint32", 126_463)])
 @pytest.mark.parametrize("compression", ["none", "lz4"])
 def test_a_shard_gives_back_any_ids(tmp_path: Path, dtype: str, top: int, compression: str) -> None:
@@ -206,7 +214,9 @@ def test_a_shard_gives_back_any_ids(tmp_path: Path, dtype: str, top: int, compre
         pa.array(ends),
         pa.array([b"x" * 16] * 7, pa.binary(16)),
     ]
-    table = pa.table([*columns, pa.nulls(7, pa.string()), pa.array(["a"] * 7)], schema=DOCUMENT_COLUMNS)
+    table = pa.table(
+        [*columns, pa.nulls(7, pa.string()), pa.array(["a"] * 7), pa.nulls(7, SPANS)], schema=DOCUMENT_COLUMNS
+    )
     form = ShardForm(dtype, batch_tokens=100, shard_tokens=300, compression=compression)
     info = write_shard(tmp_path, "train-00000", form, iter(parts), table)
     assert (info.tokens, info.documents, len(info.batches)) == (659, 7, 7)

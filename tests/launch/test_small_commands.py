@@ -41,6 +41,28 @@ def test_data_build_verify_stats(here: Here, build_file: Path, built: Path, tmp_
     assert refusal(here("data", "build", "--config", build_file, "--out", out)).startswith(f"{out} exists already")
 
 
+def test_data_append_merge_split_and_tokenizer_evaluate(here: Here, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text('{"text": "words of another source"}\n')
+    source = {"kind": "jsonl", "name": "more", "licence": "MIT", "glob": str(tmp_path / "more.jsonl")}
+    batch = json.loads((dataset / "manifest.json").read_text())["batch_tokens"]
+    config = {"sources": [source], "tokenizer": {"kind": "existing", "path": str(dataset)}, "batch_tokens": batch}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(config))
+    before = _one(here("data", "stats", dataset, "--json"))["documents"]
+    _one(here("data", "append", dataset, "--config", tmp_path / "more.yaml", "--json"))
+    stats = _one(here("data", "stats", dataset, "--plot", tmp_path / "lengths.png", "--json"))
+    assert stats["documents"] == before + 1
+    assert (tmp_path / "lengths.png").stat().st_size > 1000
+    assert _one(here("data", "split", dataset, "--out", tmp_path / "apart", "--json"))["path"] == str(
+        tmp_path / "apart"
+    )
+    parts = sorted((tmp_path / "apart").iterdir())
+    merged = _one(here("data", "merge", *parts, "--out", tmp_path / "joined", "--json"))
+    assert merged["splits"]["train"]["tokens"] == stats["splits"]["train"]["tokens"]
+    found = _one(here("tokenizer", "evaluate", dataset, "--documents", "5", "--json"))
+    assert (found["not_exact"], found["sources"]["more"]["documents"]) == (0, 1)
+    assert "bytes per token" in succeeded(here("tokenizer", "evaluate", dataset, "--documents", "5"))
+
+
 def test_data_verify_names_the_bad_shard(here: Here, dataset: Path) -> None:
     flip_bit(dataset / "train-00000.arrow", seed=1)
     result = here("data", "verify", dataset, "--json")
