@@ -40,7 +40,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
 
 
 @pytest.fixture
-def damagedwrite_recipe(tmp_path: Path, dataset: Path) -> Path:
+def damaged_recipe(tmp_path: Path, dataset: Path) -> Path:
     """The same recipe on the dataset that a test may damage."""
     return write_recipe(tmp_path, dataset)
 
