@@ -15,7 +15,7 @@ from pretrain.scaling.points import Measured
 from pretrain.scaling.power_law import Interval
 from tests.support.planted import BUDGETS, CHINCHILLA, SYMMETRIC, behind_by, planted_points
 
-NOISE, TRIALS, DRAWS = 0.003, 100, 200
+NOISE, DRAWS = 0.003, 100
 LAWS = {
     "Chinchilla's": CHINCHILLA,
     "α = β = 0.3": SYMMETRIC,
@@ -44,8 +44,8 @@ def recovery() -> Iterator[str]:
         )
 
 
-def coverage() -> Iterator[str]:
-    """How many of 100 intervals hold what was planted, for every number that is reported."""
+def coverage(trials: int) -> Iterator[str]:
+    """How many of `trials` intervals hold what was planted, for every number that is reported."""
     hits: dict[str, list[bool]] = {}
 
     def note(name: str, found: Interval, truth: float) -> None:
@@ -53,7 +53,7 @@ def coverage() -> Iterator[str]:
 
     straight = fit_isoflop(planted_points(SYMMETRIC), draws=20)
     behind = behind_by(SYMMETRIC, 16.0)
-    for seed in range(TRIALS):
+    for seed in range(trials):
         curves = fit_isoflop(planted_points(SYMMETRIC, "ar", noise=NOISE, seed=seed), DRAWS, seed)
         note("parabolas: exponent of N", curves.size.exponent_interval, SYMMETRIC.size_exponent)
         note("parabolas: exponent of D", curves.data.exponent_interval, SYMMETRIC.data_exponent)
@@ -72,13 +72,13 @@ def coverage() -> Iterator[str]:
         own = fit_parametric(planted_points(SYMMETRIC, "ar", noise=NOISE, seed=seed), DRAWS, seed)
         theirs = fit_parametric(others, DRAWS, 1000 + seed)
         note("parametric: gap of 16", compare_parametric(theirs, own, 3.0, 1e20).compute_ratio, 16.0)
-        print(f"coverage: {seed + 1} of {TRIALS}", file=sys.stderr, flush=True)
-    yield f"{TRIALS} sets of such points with {NOISE:.1%} noise; how many of the 95 % intervals hold the truth:"
+        print(f"coverage: {seed + 1} of {trials}", file=sys.stderr, flush=True)
+    yield f"{trials} sets of such points with {NOISE:.1%} noise; how many of the 95 % intervals hold the truth:"
     yield ""
     yield "| number | intervals that hold it |"
     yield "|---|---|"
     for name, held in hits.items():
-        assert sum(held) >= 0.9 * TRIALS, (name, sum(held))
+        assert sum(held) >= 0.9 * trials, (name, sum(held))
         yield f"| {name} | {sum(held)} |"
 
 
@@ -120,12 +120,13 @@ def main() -> None:
     """Run all proofs and rewrite the page between its markers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, default=Path("docs/scaling/method.md"))
+    parser.add_argument("--trials", type=int, default=100, help="sets of noisy points for the intervals' coverage")
     options = parser.parse_args()
-    parts = [recovery(), coverage(), bias()]
+    parts = [recovery(), bias(), coverage(options.trials)]
     text = "\n\n".join("\n".join(part) for part in parts)
     page = options.page.read_text()
     before, rest = page.split(BEGIN)
-    command = "By `python -m tests.prove.scaling`."
+    command = f"By `python -m tests.prove.scaling --trials {options.trials}`."
     options.page.write_text(f"{before}{BEGIN}\n{command}\n\n{text}\n{END}{rest.split(END)[1]}")
 
 
