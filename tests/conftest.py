@@ -9,7 +9,6 @@ import pytest
 @pytest.fixture(autouse=True)
 def _linear_is_given_back() -> Iterator[None]:
     """DeepSpeed's ZeRO-3 replaces the linear function of the whole process and never gives it back."""
-    before = sys.modules["torch"].nn.functional.linear if "torch" in sys.modules else None
     yield
-    if before is not None:
-        sys.modules["torch"].nn.functional.linear = before
+    if torch := sys.modules.get("torch"):
+        torch.nn.functional.linear = torch._C._nn.linear
