@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,9 @@ def test_slurmctld_killed_as_it_takes_the_job(
     result = lab.lacuna("submit", small_recipe, *common, environment=path)
     reviver.join()
     jobs = json.loads(succeeded(result))["jobs"]
-    assert lab.run("squeue", "-h", "-o", "%A").split() == jobs
+    queued = [line.split() for line in lab.run("squeue", "-h", "-o", "%A %o").splitlines()]
+    # a controller that was killed may know again what has just ended
+    assert [job for job, command in queued if str(tmp_path) in command] == jobs
     assert "no node that is up could run this job now" in result.stderr
     succeeded(lab.lacuna("stop", tmp_path / "run"))
     assert lab.run("squeue", "-h") == ""
@@ -191,7 +194,8 @@ def test_slurmctld_killed_as_it_takes_the_job(
     assert "is waiting already" in succeeded(lab.lacuna("requeue", tmp_path / "run"))
     (found,) = json.loads(succeeded(lab.lacuna("status", tmp_path / "run", "--json")))
     assert (found["state"], found["jobs"], found["step"]) == ("pending", [again], 0)
-    lab.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
+    with suppress(AssertionError):  # the controller that was killed may have forgotten that they are drained
+        lab.run("scontrol", "update", "NodeName=node[1-3]", "State=RESUME")
 
 
 def test_what_slurm_would_leave_waiting_forever_is_refused(
