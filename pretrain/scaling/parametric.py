@@ -156,7 +156,8 @@ class _Problem:
 
     def _parts(self, theta: Array) -> Array:
         a, b, e, alpha, beta = theta
-        return np.exp(np.stack([a - alpha * self._n, b - beta * self._d, np.full_like(self._n, e)]))
+        exponents = np.stack([a - alpha * self._n, b - beta * self._d, np.full_like(self._n, e)])
+        return np.exp(np.minimum(exponents, 300.0))  # a line search may wander far, where exp would overflow
 
     def fit(self, log_losses: Array) -> Array:
         """The best of all starts after some steps each, polished: the best three, should they differ."""
