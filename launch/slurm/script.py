@@ -58,7 +58,11 @@ shown=$!"""
 
 _SHOWN = """\
 # At the end of the run MLflow gets the rest, and how it ended.
-[ "$action" = requeue ] || { kill "$shown"; wait "$shown"; timeout 120 "${python[@]}" -m launch.slurm.show "$run"; }"""
+kill "$shown"
+if [ "$action" != requeue ]; then
+    timeout 30 tail --pid="$shown" -f /dev/null || kill -KILL "$shown"
+    timeout 120 "${python[@]}" -m launch.slurm.show "$run"
+fi"""
 
 _TRAIN = """\
 # Train. srun ends all ranks once one fails and then reports their end, so each rank notes its own exit code.

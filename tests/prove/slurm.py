@@ -6,6 +6,7 @@ as arguments run those only and leave the page alone.
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -134,7 +135,7 @@ def prolog_failure(trial: Trial) -> str:
     (trial.lab.root / "bad-prolog/node1").touch()
     job = trial.submit(2)
     wait_for("a held job", lambda: "held" in trial.lab.job(job, "Reason").lower(), _SECONDS)
-    reason = trial.lab.job(job, "Reason")
+    reason = trial.lab.job(job, "Reason").replace("_", " ")
     (found,) = json.loads(succeeded(trial.lab.lacuna("status", trial.run, "--json")))
     assert (found["state"], found["reason"]) == ("pending", reason)
     assert f"job {job} is released" in succeeded(trial.lab.lacuna("requeue", trial.run))
@@ -199,6 +200,7 @@ def main() -> None:
     reason = missing()
     if reason:
         sys.exit(f"no Slurm lab: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab goes too
     seen = prove(options.scenarios or list(SCENARIOS))
     if options.scenarios:
         return

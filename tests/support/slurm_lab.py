@@ -1,8 +1,8 @@
 """A real Slurm on this one machine: munged, slurmctld and some slurmd, each of them a "node".
 
 Needs root and Debian's `slurm-wlm` and `munge`; changes nothing outside its folder. A node is a slurmd with its
-port and spool; its processes are known by the environment that they inherit. Node names do not resolve, as on many
-real clusters. The clocks are short, so that what takes Slurm minutes is seen in a test's time.
+port and spool. Node names do not resolve, as on many real clusters. The clocks are short, so that what takes Slurm
+minutes is seen in a test's time.
 """
 
 from __future__ import annotations
@@ -185,9 +185,9 @@ class SlurmLab:
         wait_for("death of slurmctld", lambda: not process.is_running(), 10)
 
     def start_slurmd(self, node: str) -> None:
-        """Start a node's daemon (as a boot does). What jobs inherit is only this environment."""
+        """Start a node's daemon, as a boot does."""
         (self.root / "spool" / node).mkdir(exist_ok=True)
-        clean = {"PATH": _PATH, "SLURM_CONF": str(self.conf), "LAB_NODE": node}
+        clean = {"PATH": _PATH, "SLURM_CONF": str(self.conf)}
         subprocess.run(["slurmd", "-N", node, "-f", str(self.conf)], env=clean, check=True, timeout=60)
 
     def kill_slurmd(self, node: str) -> None:
@@ -197,19 +197,22 @@ class SlurmLab:
             process.kill()
 
     def power_off(self, node: str) -> None:
-        """All processes of the node at once; nobody is told."""
-        for process in [self._process(f"slurmd.{node}.pid"), *self.processes(node)]:
-            with suppress(psutil.NoSuchProcess, AttributeError):
-                process.kill()
+        """All processes of the node at once; nobody is told. Frozen first, or one could report another's death."""
+        found = [p for p in (self._process(f"slurmd.{node}.pid"), *self.processes(node)) if p is not None]
+        for act in (psutil.Process.suspend, psutil.Process.kill):
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    act(process)
 
     def processes(self, node: str) -> list[psutil.Process]:
-        """Step daemons of the node, and what they started."""
-        found: list[psutil.Process] = []
+        """Step daemons of the node, known by the log they write (their title hides their environment), and tasks."""
+        log, found = str(self.root / f"slurmd.{node}.log"), []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 variables = process.environ()
-                ours = variables.get("SLURM_CONF") == str(self.conf)
-                if ours and node in (variables.get("LAB_NODE"), variables.get("SLURMD_NODENAME")):
+                ours = variables.get("SLURM_CONF") == str(self.conf) and variables.get("SLURMD_NODENAME") == node
+                daemon = process.name() == "slurmstepd" and any(file.path == log for file in process.open_files())
+                if ours or daemon:
                     found.append(process)
         return found
 
