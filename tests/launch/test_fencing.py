@@ -127,7 +127,11 @@ def test_a_time_limit_stops_and_saves_without_any_signal(recipe: Path, tmp_path:
     began = time.monotonic()
     succeeded(lacuna("train", recipe, "--run", run, "--until", "1", *endless))
     seconds = round(2 * (time.monotonic() - began)) + 4
-    result = lacuna("train", recipe, "--run", run, *endless, "--time-limit", f"{seconds}s")
+    for _ in range(3):  # on a machine that has become slower meanwhile there may be no time for a step
+        result = lacuna("train", recipe, "--run", run, *endless, "--time-limit", f"{seconds}s", timeout=1000)
+        if "leaves no time" not in result.stderr:
+            break
+        seconds *= 3
     assert result.returncode == 75, result.stderr
     last = _steps(run)[-1]
     line = (
@@ -135,7 +139,7 @@ def test_a_time_limit_stops_and_saves_without_any_signal(recipe: Path, tmp_path:
     )
     assert result.stderr.splitlines()[-1] == line
     assert _saved(run) == [1, last]
-    assert _outcomes(run) == ["paused", "stopped"]
+    assert _outcomes(run)[-1] == "stopped"
 
 
 def test_a_time_limit_that_leaves_no_time(recipe: Path, run: Path) -> None:
