@@ -15,7 +15,7 @@ pretrain: .venv/installed
 
 ## Everything that checks the project
 test: .venv/installed-test slurm lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=40
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
