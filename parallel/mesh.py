@@ -62,7 +62,7 @@ class Mesh:
             )
         from megatron.core import parallel_state
 
-        parallel_state.destroy_model_parallel()
+        _leave_groups()
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor,
             pipeline_model_parallel_size=layout.pipeline,
@@ -119,7 +119,18 @@ def default_device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def _leave_groups() -> None:
+    """Leave the groups of an earlier mesh. megatron only forgets them, and each of gloo's keeps polling threads."""
+    from megatron.core import parallel_state
+
+    for group in parallel_state._global_process_group_list or []:
+        if group is not None:
+            dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
+
+
 def close_process_group() -> None:
     """Leave the process group, if this process is in one."""
     if dist.is_initialized():
+        _leave_groups()
         dist.destroy_process_group()
