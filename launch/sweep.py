@@ -74,6 +74,36 @@ def _data_tokens(sweep: Sweep) -> int:
     return TokenDataset(sweep.data).tokens
 
 
+def open_sweep(loaded: LoadedSweep, out: Path) -> tuple[SweepDirectory, list[Point]]:
+    """Write what each point's process reads, and return the points that are not done.
+
+    Raises UserError if `out` holds points of another sweep.
+    """
+    directory, sweep = SweepDirectory(out), loaded.sweep
+    digests = {point.name: _digest(sweep, point) for point in loaded.points}
+    _check_finished(directory, loaded.points, digests)
+    write_json(out / SWEEP_FILE, sweep.model_dump(mode="json"))
+    waiting = [point for point in loaded.points if not directory.result(point).exists()]
+    for point in waiting:
+        root = directory.run(point).root
+        root.mkdir(parents=True, exist_ok=True)
+        order = {"config": point.config.model_dump(mode="json"), "evaluation": sweep.evaluation.model_dump()}
+        write_json(root / "point.json", {**order, "digest": digests[point.name]})
+    return directory, waiting
+
+
+def collect_sweep(loaded: LoadedSweep, out: Path, tracked: bool = True, tracking_uri: str | None = None) -> int:
+    """Write the table of the points that are done so far, and show them to MLflow. Returns how many they are."""
+    directory = SweepDirectory(out)
+    finished = [point for point in loaded.points if directory.result(point).exists()]
+    _write_table(directory, loaded.points)
+    tracking = SweepTracking(out, loaded.sweep.name, tracking_uri) if tracked else None
+    _show(tracking, directory, finished)
+    if tracking is not None and len(finished) == len(loaded.points):
+        tracking.finish(complete=True)
+    return len(finished)
+
+
 def run_sweep(
     loaded: LoadedSweep, out: Path, processes: int, tracked: bool = True, tracking_uri: str | None = None
 ) -> Path:
@@ -82,19 +112,15 @@ def run_sweep(
     Killed at any moment, it continues where it was. Raises UserError if `out` holds points of another sweep, Requeue
     if it was stopped on request, LacunaError naming the points that failed.
     """
-    directory = SweepDirectory(out)
-    digests = {point.name: _digest(loaded.sweep, point) for point in loaded.points}
-    _check_finished(directory, loaded.points, digests)
-    write_json(out / SWEEP_FILE, loaded.sweep.model_dump(mode="json"))
+    directory, waiting = open_sweep(loaded, out)
     tracking = SweepTracking(out, loaded.sweep.name, tracking_uri) if tracked else None
     failures: dict[str, str] = {}
-    waiting = [point for point in loaded.points if not directory.result(point).exists()]
     total = sum(_work(point) for point in loaded.points)
     with StopRequest() as stop, ProgressBar(loaded.sweep.name, total) as bar:
         finished = [point for point in loaded.points if point not in waiting]
         bar.advance(sum(map(_work, finished)), f"{len(finished)} of {len(loaded.points)} points done")
         _show(tracking, directory, finished)
-        for point, failure in _pool(directory, loaded.sweep, waiting, processes, digests, stop):
+        for point, failure in _pool(directory, waiting, processes, stop):
             if failure is None:
                 finished.append(point)
                 _write_table(directory, loaded.points)
@@ -152,9 +178,8 @@ def _show(tracking: SweepTracking | None, directory: SweepDirectory, points: Seq
 
 
 def _pool(
-    directory: SweepDirectory, sweep: Sweep, points: Sequence[Point], processes: int, digests: dict[str, str],
-    stop: StopRequest,
-) -> Iterator[tuple[Point, str | None]]:  # fmt: skip
+    directory: SweepDirectory, points: Sequence[Point], processes: int, stop: StopRequest
+) -> Iterator[tuple[Point, str | None]]:
     """Yield each point when its process has ended: None, or why it failed. A stop ends the processes politely."""
     waiting = list(points)
     running: dict[str, tuple[Point, subprocess.Popen[bytes]]] = {}
@@ -162,7 +187,7 @@ def _pool(
         while waiting or running:
             while waiting and len(running) < processes and not stop:
                 point = waiting.pop(0)
-                running[point.name] = (point, _start(directory, sweep, point, processes, digests[point.name]))
+                running[point.name] = (point, _start(directory.run(point).root, processes))
             if stop:
                 waiting.clear()
                 for _, process in running.values():
@@ -187,13 +212,7 @@ def _ended_at_last(running: dict[str, tuple[Point, subprocess.Popen[bytes]]]) ->
             process.wait()
 
 
-def _start(
-    directory: SweepDirectory, sweep: Sweep, point: Point, processes: int, digest: str
-) -> subprocess.Popen[bytes]:
-    root = directory.run(point).root
-    root.mkdir(parents=True, exist_ok=True)
-    order = {"config": point.config.model_dump(mode="json"), "evaluation": sweep.evaluation.model_dump()}
-    write_json(root / "point.json", {**order, "digest": digest})
+def _start(root: Path, processes: int) -> subprocess.Popen[bytes]:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     environment = os.environ | {"OMP_NUM_THREADS": threads}
     with open(root / "point.log", "ab") as log:

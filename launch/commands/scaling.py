@@ -1,11 +1,14 @@
 """`lacuna scaling plan | run | shape` for sweeps, `fit | report` for their points."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from launch.commands.output import DryRun, Json, human, print_json, print_table
+
+if TYPE_CHECKING:
+    from launch.sweep import LoadedSweep
 
 app = typer.Typer(help="Scaling laws: sweeps, fits and reports.", no_args_is_help=True)
 
@@ -28,25 +31,54 @@ def plan(sweep: SweepPath, json: Json = False) -> None:
 def run(
     sweep: SweepPath,
     out: Annotated[Path, typer.Option(help="Where the runs are put; the same one again continues.")],
-    processes: Annotated[int, typer.Option(min=1, help="Points at a time on this machine.")] = 1,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Points at a time (default: 1 here, all on Slurm).")
+    ] = None,
+    cluster: Annotated[str | None, typer.Option(help="Submit the points as a Slurm array; name or path.")] = None,
+    collect: Annotated[bool, typer.Option(help="Run nothing: write the table of the points that are done.")] = False,
     track: Annotated[bool, typer.Option(help="Show the points to MLflow.")] = True,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow's URI (default: mlflow.db below --out).")] = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Train and validate every point of a sweep that is not done yet."""
-    from launch.sweep import load_sweep, run_sweep, sweep_summary
+    """Train and validate every point of a sweep that is not done yet, here or as a Slurm array."""
+    from launch.sweep import SweepDirectory, collect_sweep, load_sweep, run_sweep, sweep_summary
+    from runtime.errors import UserError
 
+    if cluster is not None and collect:
+        raise UserError("--collect runs nothing: leave out --cluster, or --collect")
     loaded = load_sweep(sweep, need_data=True)
-    if dry_run:
+    if cluster is not None:
+        _submit_array(loaded, sweep, out, cluster, processes, dry_run, json)
+    elif dry_run:
         summary = sweep_summary(loaded)
         print_json(summary) if json else _print_sweep(summary)
-        return
-    table = run_sweep(loaded, out, processes, track, tracking_uri)
-    if json:
-        print_json({"points": len(loaded.points), "table": str(table)})
     else:
-        print(f"{len(loaded.points)} points in {table}")
+        if collect:
+            done = collect_sweep(loaded, out, track, tracking_uri)
+        else:
+            run_sweep(loaded, out, processes or 1, track, tracking_uri)
+            done = len(loaded.points)
+        table = SweepDirectory(out).table
+        print_json({"points": done, "table": str(table)}) if json else print(f"{done} points in {table}")
+
+
+def _submit_array(
+    loaded: "LoadedSweep", sweep: Path, out: Path, cluster: str, at_once: int | None, dry_run: bool, json: bool
+) -> None:
+    from launch.slurm.cluster import load_cluster
+    from launch.slurm.sweep_array import prepare_array, submit_array
+
+    script, waiting = prepare_array(loaded, sweep, out, load_cluster(cluster), at_once)
+    if dry_run:
+        print_json({"points": waiting, "script": script}) if json else print(script, end="")
+        return
+    job = submit_array(loaded, out, script)
+    if json:
+        print_json({"points": waiting, "job": job})
+    else:
+        print(f"{len(waiting)} points wait in the queue as job {job}; logs in {out / 'logs'}")
+        print(f"the table so far: lacuna scaling run {sweep} --out {out} --collect")
 
 
 @app.command()

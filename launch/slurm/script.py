@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,10 +140,7 @@ def render(job: Job) -> str:
     check_run_path(job.run)
     cluster, blocks = job.cluster, [_header(job)]
     blocks.append(f"run={shlex.quote(str(job.run))}\npython=({shlex.join([*cluster.container, job.python, '-P'])})")
-    blocks.append(_SIGNALS.format(patience=cluster.grace - min(_MARGIN, cluster.grace // 2)))
-    if cluster.modules or cluster.environment or cluster.setup:
-        blocks.append(_site(cluster))
-    blocks += [_MEET, _BEGIN]
+    blocks += [signal_lines(cluster), *site_lines(cluster), _MEET, _BEGIN]
     if cluster.scratch:
         blocks.append(_scratch(cluster.scratch))
     if job.tracking:
@@ -164,7 +162,7 @@ def _header(job: Job) -> str:
         ("nodes", job.nodes),
         ("ntasks-per-node", job.ranks_per_node),
         ("cpus-per-task", cluster.cpus_per_task),
-        *_gpus(job),
+        *gpu_request(cluster, job.ranks_per_node),
         ("mem", cluster.memory),
         ("time", job.time or cluster.time),
         ("partition", cluster.partition),
@@ -179,14 +177,21 @@ def _header(job: Job) -> str:
     ]
     flags = ["--exclusive"] * cluster.exclusive + ["--requeue" if job.requeues else "--no-requeue", *cluster.sbatch]
     what = f"{job.nodes} node(s) with {job.ranks_per_node} rank(s) each: {job.layout}"
-    lines = ["#!/bin/bash", f"# {what}", "# Written by `lacuna submit`. By hand: sbatch submit.sbatch, in this folder."]
+    return directives(
+        [what, "Written by `lacuna submit`. By hand: sbatch submit.sbatch, in this folder."], pairs, flags
+    )
+
+
+def directives(comments: Sequence[str], pairs: Sequence[tuple[str, object]], flags: Sequence[str]) -> str:
+    """The head of a script: what it is, and what it asks Slurm for; pairs without a value are left out."""
+    lines = ["#!/bin/bash", *(f"# {comment}" for comment in comments)]
     lines += [f"#SBATCH --{name}={value}" for name, value in pairs if value not in (None, "")]
     return "\n".join([*lines, *(f"#SBATCH {flag}" for flag in flags)])
 
 
-def _gpus(job: Job) -> list[tuple[str, object]]:
-    cluster = job.cluster
-    count = f"{cluster.gpu_type}:{job.ranks_per_node}" if cluster.gpu_type else str(job.ranks_per_node)
+def gpu_request(cluster: ClusterConfig, per_node: int) -> list[tuple[str, object]]:
+    """How this cluster is asked for so many GPUs of a node, as a pair for `directives`; empty on CPU nodes."""
+    count = f"{cluster.gpu_type}:{per_node}" if cluster.gpu_type else str(per_node)
     return {
         "none": [],
         "gpus-per-node": [("gpus-per-node", count)],
@@ -194,11 +199,19 @@ def _gpus(job: Job) -> list[tuple[str, object]]:
     }[cluster.gpus]  # type: ignore[return-value]  # mypy joins the lists' types
 
 
-def _site(cluster: ClusterConfig) -> str:
+def signal_lines(cluster: ClusterConfig) -> str:
+    """Shell functions that pass Slurm's warning on to what `attend` runs."""
+    return _SIGNALS.format(patience=cluster.grace - min(_MARGIN, cluster.grace // 2))
+
+
+def site_lines(cluster: ClusterConfig) -> list[str]:
+    """A block of modules, variables and setup lines, if the cluster has any."""
+    if not (cluster.modules or cluster.environment or cluster.setup):
+        return []
     lines = ["# The cluster"]
     lines += [f"module load {shlex.quote(module)}" for module in cluster.modules]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
-    return "\n".join([*lines, *cluster.setup])
+    return ["\n".join([*lines, *cluster.setup])]
 
 
 def _scratch(folder: str) -> str:

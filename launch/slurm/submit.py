@@ -134,7 +134,7 @@ def _enqueue(directory: RunDirectory, submission: Submission, patience: float) -
     if doubt:
         print(f"lacuna: {doubt}", file=sys.stderr)
     for number in range(submission.wanted):
-        job = _submit_once(script, submission.name, f"{submission.token}-{number}", patience)
+        job = submit_once(script, submission.name, f"{submission.token}-{number}", patience)
         submission = replace(submission, jobs=[*submission.jobs, job])
         write_submission(directory, submission)
     return submission.jobs
@@ -195,8 +195,11 @@ def code_version() -> dict[str, Any]:
     return {} if commit is None else {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno"))}
 
 
-def _submit_once(script: Path, name: str, comment: str, patience: float) -> str:
-    """Submit, and if no answer comes, look whether it was done before trying again."""
+def submit_once(script: Path, name: str, comment: str, patience: float = _PATIENCE) -> str:
+    """Submit, and if no answer comes, look whether it was done before trying again. Returns the job's id.
+
+    Raises PreflightError if Slurm refuses, or if it does not answer for `patience` seconds.
+    """
     give_up = time.monotonic() + patience
     while True:
         try:
