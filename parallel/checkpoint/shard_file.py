@@ -1,7 +1,8 @@
 """Writes safetensors files straight from memory, with every digest computed on the way.
 
 A tensor is cut into chunks of whole rows, each with a digest of its own, so that a reader of some rows can verify
-exactly what it read. Nothing is read back and no more than a chunk is ever copied.
+exactly what it read. Nothing is read back and no more than a chunk is ever copied. A thread hashes a chunk while it is
+being written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -91,15 +93,16 @@ class ShardWriter:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self._path, self._entries, self._chunk_bytes = path, entries, chunk_bytes
-        self._digest = xxhash.xxh3_128()
+        self._digest, self._open_chunk = xxhash.xxh3_128(), xxhash.xxh3_128()
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="lacuna-hash")
         self._tensors: dict[str, WrittenTensor] = {}
         self._bytes = self._rows = 0
         self._chunks: list[str] = []
-        self._open_chunk = xxhash.xxh3_128()
         header = _header(entries, metadata)
         self._header = (len(header), digest_bytes(header))
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
+            self._digest.update(header)
             self._write(memoryview(header))
         except BaseException:
             self.close()
@@ -125,10 +128,13 @@ class ShardWriter:
         done = 0
         while done < len(values):
             count = min(step - self._rows % step, len(values) - done)
-            self._append_rows(values[done : done + count])
+            rows = values[done : done + count].contiguous().cpu().view(-1).view(torch.uint8).numpy().data
             self._rows += count
             done += count
             assert self._rows <= shape[0], f"{entry.key} has {shape[0]} rows"
+            hashed = self._hasher.submit(self._hash, rows)
+            self._write(rows)
+            hashed.result()  # the caller may change its values once this returns
             if self._rows % step == 0 or self._rows == shape[0]:
                 self._chunks.append(self._open_chunk.hexdigest())
                 self._open_chunk.reset()
@@ -149,6 +155,7 @@ class ShardWriter:
 
     def close(self) -> None:
         """Let go of the file, finished or not."""
+        self._hasher.shutdown(cancel_futures=True)
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -161,13 +168,11 @@ class ShardWriter:
         self._tensors[entry.key] = WrittenTensor(self._bytes - entry.bytes, tuple(self._chunks))
         self._chunks, self._rows = [], 0
 
-    def _append_rows(self, rows: torch.Tensor) -> None:
-        content = rows.contiguous().cpu().view(-1).view(torch.uint8).numpy().data
+    def _hash(self, content: memoryview) -> None:
+        self._digest.update(content)
         self._open_chunk.update(content)
-        self._write(content)
 
     def _write(self, content: memoryview) -> None:
-        self._digest.update(content)
         self._bytes += len(content)
         while content:
             content = content[os.write(self._file, content) :]
