@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling study-scaling clean
+.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling prove-tracking prove-ui soak study-scaling clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -36,7 +36,7 @@ bench: .venv/installed
 	$(BIN)/python -m bench.run
 
 ## The longer proofs, with reports under docs/
-prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling
+prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling prove-tracking prove-ui soak
 
 ## Every combination of layouts against the plain reference (about an hour on two cores, an estimate); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test
@@ -69,6 +69,19 @@ prove-build: .venv/installed-test
 ## Planted scaling laws through the fits; rewrites docs/scaling/method.md
 prove-scaling: .venv/installed-test
 	$(BIN)/python -m tests.prove.scaling
+
+## Training beside a tracking server that fails in six ways (some minutes); rewrites a part of docs/reliability.md
+prove-tracking: .venv/installed-test
+	$(BIN)/python -m tests.prove.tracking
+
+## MLflow's pages of a run in a real headless Chromium (Debian's chromium and chromium-driver; skipped without)
+prove-ui: .venv/installed-test
+	$(PIP) install -c constraints.txt -e ".[ui]"
+	$(BIN)/python -m tests.prove.ui
+
+## A run under random faults, a fault a minute (20 minutes and some; MINUTES=3 for less); rewrites a part of docs/reliability.md
+soak: .venv/installed-test
+	$(BIN)/python -m tests.prove.soak --minutes $(or $(MINUTES),20)
 
 ## The scaling study: two sweeps on real text, then docs/scaling/report.md; killed, it continues
 study-scaling: .venv/installed

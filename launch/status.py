@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from launch.slurm.attempts import read_metadata, saved_step
 from launch.slurm.client import NoAnswer, QueuedJob, have_slurm, queued
 from launch.slurm.control import runs_on_this_machine
 from launch.slurm.record import Submission, read_submission
+from pretrain.goodput import newest_accounts
 from pretrain.run_directory import RunDirectory
 from runtime.errors import UserError
 from runtime.settings import read_yaml
@@ -28,7 +29,7 @@ class RunStatus:
     """`state`: Slurm's in small letters, or `running` (on this machine), or the last attempt's outcome.
 
     Seconds and steps; None where a run has nothing to tell yet. `restarts`: attempts after the first one.
-    `silent_seconds`: since the last line of metrics.
+    `silent_seconds`: since the last line of metrics. `goodput`: its share, and the seconds of each kind.
     """
 
     run: str
@@ -46,6 +47,7 @@ class RunStatus:
     silent_seconds: float | None
     checkpoint: int | None
     restarts: int
+    goodput: dict[str, float] | None
 
 
 def run_statuses(roots: Sequence[Path]) -> list[RunStatus]:
@@ -99,7 +101,13 @@ def _status(
         silent_seconds=max(0.0, time.time() - last["time"]) if "time" in last else None,
         checkpoint=saved_step(directory) or None,
         restarts=max(0, len(attempts) - 1),
+        goodput=_goodput(directory, last),
     )
+
+
+def _goodput(directory: RunDirectory, last: Mapping[str, Any]) -> dict[str, float] | None:
+    accounts = newest_accounts(directory, last)
+    return None if accounts is None else {"share": accounts.goodput, "wall": accounts.wall, **asdict(accounts)}
 
 
 def _state(

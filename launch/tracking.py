@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
+from pretrain.tracking.evaluations import note_evaluation
 from pretrain.tracking.mlflow import ForwardReport, forward
+from runtime.errors import LacunaError, one_line
 from runtime.files import read_json
 from runtime.settings import read_yaml
 
@@ -23,3 +30,17 @@ def sync_run(directory: RunDirectory, uri: str | None = None) -> ForwardReport:
     outcome = attempts[-1].get("outcome") if attempts else None
     status = _STATUS.get(outcome) if outcome else None
     return forward(directory.root, uri or tracking_uri(config, directory), config.tracking.experiment, finished=status)
+
+
+def record_evaluation(checkpoint: Path, step: int, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Keep what an evaluation of a run's checkpoint gave, and show it to MLflow if the run is shown there.
+
+    A directory that cannot be written and a server that fails are said, and stop nothing.
+    """
+    directory = RunDirectory(checkpoint.absolute().parent.parent)
+    try:
+        note_evaluation(directory, step, settings, results)
+        if (directory.root / "tracking.json").exists():
+            sync_run(directory)
+    except (LacunaError, OSError) as error:
+        print(f"lacuna: not kept or shown: {one_line(error)}", file=sys.stderr)

@@ -18,7 +18,7 @@ from pretrain.config import RunConfig
 from pretrain.resume import ResumeChoice, apply_choice, check_continues
 from pretrain.run_directory import RunDirectory
 from runtime.deadline import STARTED
-from runtime.environment import RankInfo, describe_machine
+from runtime.environment import RankInfo, code_version, describe_machine
 from runtime.errors import LacunaError, UserError
 from runtime.files import read_json, remove_temporaries, write_atomic, write_json
 from runtime.lease import Lease, LeaseConfig
@@ -66,7 +66,7 @@ def prepare_run(config: RunConfig, directory: RunDirectory, processes: int) -> i
     metadata["attempts"].append(attempt)
     try:
         write_atomic(directory.config, dump_config(config))
-        write_json(directory.environment, describe_machine())
+        write_json(directory.environment, {**describe_machine(), "code": code_version()})
         write_json(directory.metadata, metadata)
     except OSError as error:
         raise _unwritable(directory.root, error) from None

@@ -46,10 +46,11 @@ class Stop(Protocol):
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells the outside: a line of metrics (every rank), and when to save."""
+    """What the loop tells the outside: a line of metrics (every rank), when to save, each wait for a batch."""
 
     metrics: Callable[[int, dict[str, Any]], None]
     saves: Saves
+    waited: Callable[[float], None] = lambda seconds: None
 
 
 def train(
@@ -71,6 +72,7 @@ def train(
             result = _guarded_step(engine, batch, agreed, rate, guard)
             done += 1
             clock.tick(batches.wait_seconds)
+            hooks.waited(batches.wait_seconds)
             if done % config.train.log_every == 0 or done == span.stop or guard.exhausted:
                 line = _metrics(config, done, agreed, result, rate, guard)
                 hooks.metrics(done, {**line, **clock.metrics(), **saves.metrics()})

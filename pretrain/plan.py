@@ -12,6 +12,7 @@ from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
 from pretrain.cost import checkpoints, duration, flops
 from pretrain.estimate import DEVICES, Device, step_seconds
+from pretrain.interruptions import Interruptions, interruption_plan
 from pretrain.memory import memory
 from pretrain.stage_cut import stages_of
 from pretrain.traffic import traffic
@@ -21,7 +22,13 @@ _MOST_LAYOUTS = 24
 _DEEPEST_PIPELINE = 16
 
 
-def plan(config: RunConfig, world: int | None = None, device: str = "h200", mfu: float = 0.4) -> dict[str, Any]:
+def plan(
+    config: RunConfig,
+    world: int | None = None,
+    device: str = "h200",
+    mfu: float = 0.4,
+    interruptions: Interruptions | None = None,
+) -> dict[str, Any]:
     """The plan of a run on `world` ranks (default: one copy of the model) as JSON-ready values; see docs/contract.md.
 
     `flops.per_token_exact` counts the head on every position, as published figures do;
@@ -35,6 +42,7 @@ def plan(config: RunConfig, world: int | None = None, device: str = "h200", mfu:
     config.micro_batches(world)
     counts = config.model.parameters()
     time = duration(config, world, DEVICES[device], mfu)
+    saved = checkpoints(config, time["step_seconds"])
     return {
         "name": config.name,
         "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "embedding": counts.embedding},
@@ -45,7 +53,10 @@ def plan(config: RunConfig, world: int | None = None, device: str = "h200", mfu:
         "world": world,
         "device": device,
         "time": time,
-        "checkpoints": checkpoints(config, time["step_seconds"]),
+        "checkpoints": saved,
+        "interruptions": interruption_plan(
+            config, world, saved["bytes"], time["step_seconds"], interruptions or Interruptions()
+        ),
         "memory": {"per_rank": memory(config, layout, world).as_dict()},
         "stages": [f"{s.first}-{s.last - 1}" for s in stages_of(config, layout)],
         "layouts": rank_layouts(config, world, DEVICES[device]),

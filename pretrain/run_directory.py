@@ -33,9 +33,19 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def goodput(self) -> Path:
+        """Where the run's wall time has gone, when its last attempt began or ended to train."""
+        return self.root / "goodput.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Published checkpoints, `step-NNNNNNNN/`."""
         return self.root / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """What evaluations of its checkpoints gave."""
+        return self.root / "evaluations"
 
     @property
     def plots(self) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from parallel.checkpoint.background import BackgroundSaver, SaveResult
@@ -22,8 +23,8 @@ class Saves:
 
     `describe` says how far the run is after a step. A save that fails is told and counted; `max_failures` in a row
     end the run. `saved` is the newest step with a published checkpoint, at first the one that the attempt began from.
-    `note_save` hears how many seconds a last save may take, steps between left out. All calls raise LeaseLost if the
-    run is no longer this attempt's.
+    `stalled_seconds`: how long saves have kept this rank from training. `note_save` hears how many seconds a last save
+    may take, steps between left out. All calls raise LeaseLost if the run is no longer this attempt's.
     """
 
     def __init__(
@@ -43,21 +44,23 @@ class Saves:
         self._failures = self._failures_in_a_row = 0
         self._failures_allowed = config.max_failures - 1  # in a row
         self._news: dict[str, float] = {}
+        self.stalled_seconds = 0.0
         self.saved = saved
 
     def begin(self, step: int, guard: Guard) -> None:
         """Save the state after `step`; in the background, once an earlier save has ended. Raises SaveError."""
-        start = time.perf_counter()
-        if self._background is None:
-            progress = self._describe(step, guard)
-            self._note(save_and_retire(self._root, self._engine, progress, self._retention, self._fence))
-        else:
-            self.finish()
-            waited = time.perf_counter()
-            self._news["checkpoint/wait_seconds"] = waited - start
-            start = waited
-            self._background.begin(self._describe(step, guard))
-        self._news["checkpoint/blocked_seconds"] = time.perf_counter() - start
+        with self._stall():
+            start = time.perf_counter()
+            if self._background is None:
+                progress = self._describe(step, guard)
+                self._note(save_and_retire(self._root, self._engine, progress, self._retention, self._fence))
+            else:
+                self.finish()
+                waited = time.perf_counter()
+                self._news["checkpoint/wait_seconds"] = waited - start
+                start = waited
+                self._background.begin(self._describe(step, guard))
+            self._news["checkpoint/blocked_seconds"] = time.perf_counter() - start
 
     def votes(self) -> tuple[int, int]:
         """What this rank adds to the ranks' agreement; see `BackgroundSaver.votes`."""
@@ -66,20 +69,23 @@ class Saves:
     def advance(self, votes: tuple[int, int]) -> None:
         """Go on with a save as the sums of all ranks' votes say. Raises SaveError after too many failures."""
         if self._background is not None:
-            self._note(self._background.advance(*votes))
+            with self._stall():
+                self._note(self._background.advance(*votes))
 
     def finish(self) -> None:
         """Wait for a save that is under way. Raises SaveError after too many failures."""
         if self._background is not None:
-            self._note(self._background.finish())
+            with self._stall():
+                self._note(self._background.finish())
 
     def conclude(self, step: int, guard: Guard) -> None:
         """See to it that the state after `step`, the run's last, is saved. Raises SaveError if it cannot be."""
-        self.finish()
-        self._failures_allowed = 0
-        if step > self.saved:
-            self.begin(step, guard)
+        with self._stall():
             self.finish()
+            self._failures_allowed = 0
+            if step > self.saved:
+                self.begin(step, guard)
+                self.finish()
 
     def metrics(self) -> dict[str, float]:
         """What is new since the last call, for a line of metrics."""
@@ -90,6 +96,15 @@ class Saves:
         """End the writer, if there is one; a save that is under way is given up."""
         if self._background is not None:
             self._background.close()
+
+    @contextmanager
+    def _stall(self) -> Iterator[None]:
+        """Count the time of one call; a call within it counts no second time."""
+        start, before = time.perf_counter(), self.stalled_seconds
+        try:
+            yield
+        finally:
+            self.stalled_seconds = before + time.perf_counter() - start
 
     def _note(self, result: SaveResult | None) -> None:
         if result is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar, cast
 
 from data_pipeline.manifest import TokenizerInfo
@@ -11,6 +12,7 @@ from parallel.checkpoint.manifest import OtherFormat
 from parallel.checkpoint.store import Progress, load_checkpoint, sweep
 from parallel.engines.base import Engine
 from pretrain.config import RunConfig
+from pretrain.goodput import Ledger, attempt_began, note_accounts, open_accounts
 from pretrain.guards import Guard
 from pretrain.loop import Hooks
 from pretrain.objectives.autoregressive import AutoregressiveSamples
@@ -21,8 +23,9 @@ from pretrain.resume import check_continues, way_out
 from pretrain.run_directory import RunDirectory
 from pretrain.saves import Saves
 from pretrain.tracking.spool import Spool
+from pretrain.tracking.system import SystemMonitor
 from runtime.deadline import Deadline
-from runtime.errors import UserError
+from runtime.errors import LacunaError, UserError
 from runtime.files import digest_bytes
 from runtime.lease import Fence
 from runtime.logs import log
@@ -83,6 +86,8 @@ class Session:
         self._attempt, self._fence, self._deadline = attempt, fence, deadline
         self._layout = config.parallel.describe(engine.mesh.world)
         self._spool: Spool | None = None
+        self._ledger: Ledger | None = None
+        self._system: SystemMonitor | None = None
         self._saves: Saves | None = None
 
     def resume(self) -> tuple[int, Guard]:
@@ -134,25 +139,41 @@ class Session:
         if self._engine.mesh.rank == 0:
             self._fence.check()
             sweep(self._directory.checkpoints)
+            began = attempt_began(self._directory, self._attempt)
+            accounts = open_accounts(self._directory, start, began, time.time())
+            note_accounts(self._directory, start, accounts)
             self._spool = Spool(self._directory.metrics, resume_step=start)
+            self._ledger, self._system = Ledger(accounts), SystemMonitor(self._directory.root)
         try:
             yield
         finally:
             self._saves.close()
             if self._spool is not None:
                 self._spool.close()
+                self._close_accounts(max(start, self._spool.last_step))
                 self._spool = None
+
+    def _close_accounts(self, step: int) -> None:
+        assert self._ledger is not None
+        assert self._saves is not None
+        with suppress(OSError, LacunaError):  # a full disk, or a later attempt's run: why it ends is said elsewhere
+            self._fence.check()
+            note_accounts(self._directory, step, self._ledger.accounts(self._saves.stalled_seconds))
 
     def log_metrics(self, step: int, values: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl` (rank 0). Raises LeaseLost if the run is no longer this attempt's."""
-        if self._spool is not None:
+        if self._spool is not None and self._ledger and self._system and self._saves:
             self._fence.check()
-            self._spool.write(step, {**values, "run/layout": self._layout, "run/attempt": self._attempt})
+            accounts = self._ledger.accounts(self._saves.stalled_seconds)
+            where: dict[str, int | str] = {"run/layout": self._layout, "run/attempt": self._attempt}
+            self._spool.write(step, {**values, **accounts.metrics(), **self._system.sample(), **where})
 
     def hooks(self, report: Callable[[int, dict[str, Any]], None]) -> Hooks:
         """What the loop calls."""
         assert self._saves is not None, "the session is not opened"
-        return Hooks(metrics=report, saves=self._saves)
+        if self._ledger is None:
+            return Hooks(report, self._saves)
+        return Hooks(report, self._saves, self._ledger.wait)
 
     def _progress(self, step: int, guard: Guard) -> Progress:
         """What a checkpoint after `step` must say of the run."""

@@ -4,8 +4,10 @@ import importlib.metadata
 import os
 import platform
 import socket
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from runtime.errors import UserError
 
@@ -84,3 +86,18 @@ def describe_machine() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)),
         "packages": versions,
     }
+
+
+def code_version() -> dict[str, object]:
+    """Commit of the code that will run, and whether it has been changed since; empty outside of a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return {} if commit is None else {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno"))}

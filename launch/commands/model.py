@@ -54,8 +54,12 @@ def evaluate(
 
     from inference.evaluation import evaluate as score
     from inference.trained_model import load_trained
+    from launch.tracking import record_evaluation
 
-    held_out = score(load_trained(run), windows, draws, seed, show_progress=not json)
+    trained = load_trained(run)
+    held_out = score(trained, windows, draws, seed, show_progress=not json)
+    settings = {"windows": windows, "draws": draws, "seed": seed}
+    record_evaluation(trained.checkpoint, trained.manifest.step, settings, asdict(held_out))
     if json:
         print_json(asdict(held_out))
     else:

@@ -81,13 +81,20 @@ def plan(
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Ranks to plan for.")] = None,
     device: Device = "h200",
     mfu: Annotated[float, typer.Option(help="Assumed share of the device's bf16 peak.")] = 0.4,
+    gpu_hours_per_interruption: Annotated[float, typer.Option(help="Of all ranks together (Llama 3: 50000).")] = 5e4,
+    restart_seconds: Annotated[float, typer.Option(help="From an interruption to the next step.")] = 600.0,
+    save_seconds: Annotated[
+        float | None, typer.Option(help="What a checkpoint keeps training waiting (default: by its bytes).")
+    ] = None,
     sets: Set = None,
     json: Json = False,
 ) -> None:
-    """Parameters, FLOPs, time, checkpoints, memory per rank and valid layouts of a recipe; starts nothing."""
+    """Parameters, FLOPs, time, checkpoints, goodput, memory per rank and valid layouts of a recipe; starts nothing."""
+    from pretrain.interruptions import Interruptions
     from pretrain.plan import plan as make_plan
 
-    result = make_plan(_load(recipe, overrides, sets), gpus, device, mfu)
+    interruptions = Interruptions(gpu_hours_per_interruption, restart_seconds, save_seconds)
+    result = make_plan(_load(recipe, overrides, sets), gpus, device, mfu, interruptions)
     print_json(result) if json else _print_plan(result)
 
 
@@ -114,6 +121,14 @@ def _world(rehearse: bool, nodes: int | None, gpus_per_node: int) -> int:
     return nodes * gpus_per_node
 
 
+def _interruptions(found: dict[str, Any]) -> str:
+    return (
+        f"one in {found['mean_hours']:.3g} h assumed, {found['expected']:.3g} in all: goodput {found['goodput']:.1%}; "
+        f"a checkpoint every {found['best_every_steps']:,} steps ({found['best_every_seconds'] / 3600:.3g} h) would "
+        f"give {found['best_goodput']:.1%}"
+    )
+
+
 def _print_plan(result: dict[str, Any]) -> None:
     counts, memory = result["parameters"], result["memory"]["per_rank"]
     time, saved, world = result["time"], result["checkpoints"], f"{result['world']} {result['device']}"
@@ -129,6 +144,7 @@ def _print_plan(result: dict[str, Any]) -> None:
             f"{human(saved['bytes'], 'B')} every {saved['every_steps']:,} steps ({saved['every_hours']:.3g} h), "
             f"{saved['written']:,} in all, {human(saved['kept_bytes'], 'B')} kept",
         ),
+        ("interruptions", _interruptions(result["interruptions"])),
         (f"memory, {world}", ", ".join(f"{k} {human(v, 'B')}" for k, v in memory.items())),
     ]
     if len(result["stages"]) > 1:

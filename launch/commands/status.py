@@ -1,5 +1,6 @@
 """`lacuna status`, `logs`, `stop`, `requeue`."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,9 +30,12 @@ def register(app: typer.Typer) -> None:
 def status(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run directories (default: those in runs/).")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Again every few seconds, until Ctrl-C.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="First note the end of runs that were killed, and show it to MLflow.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """What runs are doing: state, step, loss, speed, time left, last checkpoint, restarts."""
+    """What runs are doing: state, step, loss, speed, time left, last checkpoint, restarts, goodput."""
     import time
 
     from launch.status import run_statuses
@@ -39,6 +43,11 @@ def status(
     roots = runs or sorted(path.parent for path in Path("runs").glob("*/run.json"))
     if not roots:
         raise UserError("there are no runs in runs/: name run directories")
+    if repair:
+        from launch.repair import repair_runs
+
+        for line in repair_runs(roots):
+            print(f"lacuna: {line}", file=sys.stderr)
     if json:
         while True:
             print_json([asdict(found) for found in run_statuses(roots)])
@@ -97,7 +106,8 @@ def _table(found: "list[RunStatus]") -> "Table":
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("run", "state", "job", "step", "tokens", "loss", "tokens/s", "MFU", "left", "saved", "restarts"):
+    headings = ("run", "state", "job", "step", "tokens", "loss", "tokens/s", "MFU", "left", "saved", "restarts")
+    for heading in (*headings, "goodput"):
         table.add_column(heading, overflow="fold")
     for row in found:
         state = f"{row.state} ({row.reason})" if row.reason else row.state
@@ -113,6 +123,7 @@ def _table(found: "list[RunStatus]") -> "Table":
             "-" if row.eta_seconds is None else duration(row.eta_seconds),
             "-" if row.checkpoint is None else str(row.checkpoint),
             str(row.restarts),
+            _number(None if row.goodput is None else row.goodput["share"], ".1%"),
         )
         table.add_row(*(escape(cell) for cell in cells))
     return table

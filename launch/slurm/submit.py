@@ -25,7 +25,7 @@ from launch.slurm.script import Job, check_run_path, job_name, render
 from launch.train import check_before_start, resolve_paths
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
-from runtime.environment import describe_machine
+from runtime.environment import code_version, describe_machine
 from runtime.errors import LacunaError, PreflightError, UserError, one_line
 from runtime.files import write_atomic, write_json
 
@@ -178,21 +178,6 @@ def _write(prepared: Prepared, directory: RunDirectory, name: str) -> Submission
             f"{directory.root} cannot be written ({error.strerror}): mend that or use another --run"
         ) from None
     return submission
-
-
-def code_version() -> dict[str, Any]:
-    """Commit of the code that will run, and whether it has been changed since; empty outside of a checkout."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return result.stdout.strip() if result.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return {} if commit is None else {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno"))}
 
 
 def submit_once(script: Path, name: str, comment: str, patience: float = _PATIENCE) -> str:

@@ -19,6 +19,7 @@ from pretrain.tracking.mlflow import forward
 from pretrain.tracking.uri import redact
 from runtime.environment import RankInfo
 from runtime.errors import LacunaError
+from runtime.files import read_json
 from runtime.logs import configure_logs, log
 
 _URI_VARIABLE = "LACUNA_TRACKING_URI"
@@ -49,8 +50,9 @@ def follow(run_directory: Path, uri: str, parent: int | None, seconds: float = 5
     """Forward the run every `seconds` as its metrics grow, until process `parent` is gone or SIGTERM comes.
 
     A dead server is tried again after growing pauses (up to 120 s) and said once in the log. At the end there
-    is one last short try; what is then still missing stays in the spool for `lacuna track sync`. For the main
-    thread of a process of its own: takes SIGTERM over and lowers the process's priority.
+    is one last short try; what is then still missing stays in the spool for `lacuna track sync`. If the parent was
+    killed before it could note how the attempt ended, MLflow shows the run as failed. For the main thread of a
+    process of its own: takes SIGTERM over and lowers the process's priority.
     """
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
@@ -59,7 +61,15 @@ def follow(run_directory: Path, uri: str, parent: int | None, seconds: float = 5
     sender = _Sender(run_directory, uri, experiment, seconds)
     while not stop.wait(seconds) and watched.alive():
         sender.tick()
-    sender.last_try()
+    sender.last_try(None if stop.is_set() or _has_outcome(run_directory) else "FAILED")
+
+
+def _has_outcome(run_directory: Path) -> bool:
+    """Whether somebody has noted how the last attempt ended."""
+    try:
+        return "outcome" in read_json(run_directory / "run.json")["attempts"][-1]
+    except (LacunaError, LookupError, TypeError):
+        return True  # nothing is known of attempts here
 
 
 class _Sender:
@@ -75,18 +85,18 @@ class _Sender:
             self._pause = min(max(2 * self._pause, self._seconds), _LONGEST_PAUSE)
             self._next_try = time.monotonic() + self._pause
 
-    def last_try(self) -> None:
-        if self._size() != self._sent_bytes:
-            self._send(_LAST_TRY)
+    def last_try(self, status: str | None) -> None:
+        if status is not None or self._size() != self._sent_bytes:
+            self._send(_LAST_TRY, status)
 
     def _size(self) -> int:
         path = self._run_directory / "metrics.jsonl"
         return path.stat().st_size if path.exists() else -1
 
-    def _send(self, seconds: int) -> bool:
+    def _send(self, seconds: int, status: str | None = None) -> bool:
         size = self._size()
         try:
-            forward(self._run_directory, self._uri, self._experiment, seconds=seconds)
+            forward(self._run_directory, self._uri, self._experiment, status, seconds)
         except (LacunaError, OSError) as error:
             if self._pause == 0.0:
                 log.warning("%s", error)

@@ -5,32 +5,39 @@ harmless, because each call first asks the server for the last step it has of ev
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.tracking.describe import entity_key, flatten, run_name
+from pretrain.run_directory import RunDirectory
+from pretrain.tracking.describe import entity_key, run_name
+from pretrain.tracking.evaluations import send_evaluation, unsent_evaluations
+from pretrain.tracking.facts import CHANGED_TAG, run_parameters, run_tags, send_checkpoints, send_config
+from pretrain.tracking.plots import plot_losses
 from pretrain.tracking.server import POINTS_PER_BATCH, Point, TrackingServer
 from pretrain.tracking.spool import iterate_metrics
 from pretrain.tracking.state import ForwardState, only_forwarder, read_state, write_state
+from pretrain.tracking.time_plot import plot_time
 from pretrain.tracking.uri import artifact_folder, redact
 from runtime.errors import UserError
-from runtime.files import digest_file, read_json
-from runtime.settings import read_yaml
+from runtime.files import read_json
 
 _KEY_TAG = "lacuna.run"
-_CONFIG_TAG = "lacuna.config_digest"
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 
 @dataclass(frozen=True)
 class ForwardReport:
-    """What one call of `forward` sent: `points` values out of `steps` steps, to MLflow run `run_id`."""
+    """What one call of `forward` sent: `points` values out of `steps` steps, to MLflow run `run_id`; and whether it
+    gave the run another final status.
+    """
 
     points: int
     steps: int
     run_id: str
+    status_changed: bool = False
 
 
 def forward(
@@ -57,8 +64,11 @@ def forward(
             state = _open_run(run_directory, server, state, artifacts)
         report = _send(run_directory, server, state)
         if finished is not None:
-            server.finish(report.run_id, finished)
-            _send_files(run_directory, server, report.run_id)
+            if server.facts(report.run_id).status != finished:  # else it would have ended now
+                server.finish(report.run_id, finished)
+                report = replace(report, status_changed=True)
+            _send_plots(run_directory, server, report.run_id)
+        _send_evaluations(run_directory, server, read_state(run_directory, redact(uri), experiment), artifacts)
         return report
 
 
@@ -79,35 +89,27 @@ def _open_run(run_directory: Path, server: TrackingServer, state: ForwardState, 
 
 def _send(run_directory: Path, server: TrackingServer, state: ForwardState) -> ForwardReport:
     """Send all lines after the state's last step, and note each batch that the server has taken."""
-    assert state.run_id is not None
-    facts = server.facts(state.run_id)
-    parameters, tags = _description(run_directory)
-    new_parameters = {key: text for key, text in parameters.items() if key not in facts.parameters}
-    new_tags = {key: text for key, text in tags.items() if facts.tags.get(key) != text}
-    server.describe(state.run_id, new_parameters, new_tags)
+    run_id = state.run_id
+    assert run_id is not None
+    facts = server.facts(run_id)
+    directory = RunDirectory(run_directory)
+    parameters = {k: text for k, text in run_parameters(directory).items() if k not in facts.parameters}
+    tags = run_tags(directory, facts.parameters)
+    server.describe(run_id, parameters, {k: text for k, text in tags.items() if facts.tags.get(k) != text})
+    if CHANGED_TAG in facts.tags and CHANGED_TAG not in tags:
+        server.remove_tags(run_id, [CHANGED_TAG])
     sent = steps = 0
     for batch in _batches(run_directory / "metrics.jsonl", state, facts.last_steps):
         if batch.points and sent == 0 and facts.status != "RUNNING":
-            server.reopen(state.run_id)
+            server.reopen(run_id)
         for start in range(0, len(batch.points), POINTS_PER_BATCH):
-            server.send(state.run_id, batch.points[start : start + POINTS_PER_BATCH])
+            server.send(run_id, batch.points[start : start + POINTS_PER_BATCH])
         state = replace(state, last_step=batch.last_step, offset=batch.offset)
         write_state(run_directory, state)
         sent, steps = sent + len(batch.points), steps + batch.steps
-    return ForwardReport(sent, steps, str(state.run_id))
-
-
-def _description(run_directory: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """(parameters, tags) from the run's `config.yaml` and `environment.json`, as far as they are there."""
-    config, environment = run_directory / "config.yaml", run_directory / "environment.json"
-    parameters: dict[str, str] = {}
-    tags: dict[str, str] = {}
-    if config.exists():
-        parameters = flatten(read_yaml(config))
-        tags[_CONFIG_TAG] = digest_file(config)
-    if environment.exists():
-        tags |= flatten({"environment": read_json(environment)})
-    return parameters, tags
+    send_checkpoints(directory, server, run_id, facts.tags)
+    send_config(directory, server, run_id, facts.tags)  # last: a store of files that fails holds up no numbers
+    return ForwardReport(sent, steps, run_id)
 
 
 @dataclass
@@ -164,9 +166,33 @@ def _points(entry: Mapping[str, Any]) -> Iterator[Point]:
             yield Point(entity_key(key), finite, entry["step"], milliseconds)
 
 
-def _send_files(run_directory: Path, server: TrackingServer, run_id: str) -> None:
-    config = run_directory / "config.yaml"
-    if config.exists():
-        server.upload(run_id, config)
+def _draw(run_directory: Path) -> None:
+    """Draw what the plots of the run do not show yet."""
+    metrics, plots = run_directory / "metrics.jsonl", run_directory / "plots"
+    if not metrics.exists():
+        return
+    drawings: dict[str, Callable[[Path], None]] = {
+        "loss.png": lambda out: plot_losses([(run_directory.name, metrics)], out),
+        "goodput.png": lambda out: plot_time(metrics, out),
+    }
+    for name, draw in drawings.items():
+        out = plots / name
+        if not out.exists() or out.stat().st_mtime < metrics.stat().st_mtime:
+            with suppress(UserError, OSError):  # nothing to draw yet, or no room: the numbers are in the metrics
+                draw(out)
+
+
+def _send_plots(run_directory: Path, server: TrackingServer, run_id: str) -> None:
+    _draw(run_directory)
     for plot in sorted((run_directory / "plots").glob("*.png")):
         server.upload(run_id, plot, "plots")
+
+
+def _send_evaluations(run_directory: Path, server: TrackingServer, state: ForwardState, artifacts: Path | None) -> None:
+    """Show evaluations that the server has not, as children of the run, and note each."""
+    assert state.run_id is not None
+    for path in unsent_evaluations(RunDirectory(run_directory), state.evaluations):
+        experiment = server.experiment(state.experiment, artifacts)
+        moment = send_evaluation(path, server, experiment, state.run_id, state.key)
+        state = replace(state, evaluations={**state.evaluations, path.name: moment})
+        write_state(run_directory, state)

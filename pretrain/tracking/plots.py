@@ -54,7 +54,7 @@ def plot_losses(
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()  # a personal style sheet must not change published figures
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(STYLE)
         figure = Figure(figsize=(10, 6.6), dpi=160, layout="constrained")
         grid = figure.add_gridspec(2, 2, height_ratios=(2.1, 1))
         loss_axes = figure.add_subplot(grid[0, :])
@@ -76,7 +76,7 @@ def plot_losses(
     write_atomic(out, image.getvalue())
 
 
-_STYLE = {
+STYLE = {
     "font.size": 10.5,
     "axes.labelcolor": _INK,
     "axes.edgecolor": "#9aa2ac",

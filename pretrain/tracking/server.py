@@ -109,6 +109,11 @@ class TrackingServer:
         for some in _pieces([RunTag(*item) for item in tags.items()], _TEXTS_PER_BATCH):
             self._call("log_batch", run_id, tags=some)
 
+    def remove_tags(self, run_id: str, tags: Sequence[str]) -> None:
+        """Remove tags."""
+        for tag in tags:
+            self._call("delete_tag", run_id, tag)
+
     def reopen(self, run_id: str) -> None:
         """Show the run as running."""
         self._call("update_run", run_id, status="RUNNING")

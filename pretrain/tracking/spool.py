@@ -78,11 +78,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [entry for _, entry in iterate_metrics(path)]
 
 
-def iterate_metrics(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+def iterate_metrics(path: Path, offset: int = 0, skip_broken: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (byte at which the line starts, line) from byte `offset` on, in constant memory.
 
     A line whose step is not above the one before is left out. Stops at a torn last line, which may be one
-    that is being written. Raises as `read_metrics` does.
+    that is being written. Raises as `read_metrics` does; with `skip_broken` not for broken lines.
     """
     last_step = -1
     try:
@@ -93,7 +93,7 @@ def iterate_metrics(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str
                 if entry is not None and entry["step"] > last_step:
                     last_step = entry["step"]
                     yield offset, entry
-                elif entry is None and line.strip() and file.readline():
+                elif entry is None and not skip_broken and line.strip() and file.readline():
                     raise UserError(f"{path} is broken at byte {offset}: remove that line")
                 offset += len(line)
     except OSError as error:

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from runtime.errors import UserError
@@ -16,7 +16,9 @@ _PATIENCE = 10.0  # seconds to wait for another process that is forwarding the s
 
 @dataclass(frozen=True)
 class ForwardState:
-    """`tracking.json`. `key` marks the MLflow run as ours; `offset`: the byte where `last_step` starts."""
+    """`tracking.json`. `key` marks the MLflow run as ours; `offset`: the byte where `last_step` starts;
+    `evaluations`: the files of evaluations that are shown, with their times.
+    """
 
     uri: str
     experiment: str
@@ -24,6 +26,7 @@ class ForwardState:
     run_id: str | None = None
     last_step: int = -1
     offset: int = 0
+    evaluations: dict[str, float] = field(default_factory=dict)
 
 
 def read_state(run_directory: Path, uri: str, experiment: str) -> ForwardState:
@@ -44,7 +47,7 @@ def read_state(run_directory: Path, uri: str, experiment: str) -> ForwardState:
 def _parse(path: Path) -> ForwardState:
     try:
         state = ForwardState(**read_json(path))
-        if state.key.isalnum() and state.last_step + state.offset >= -1:
+        if state.key.isalnum() and state.last_step + state.offset >= -1 and isinstance(state.evaluations, dict):
             return state
     except (TypeError, AttributeError):
         pass

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -80,11 +81,17 @@ def _stopped_at(result: "CompletedProcess[str]", run: Path) -> int:
 
 
 def test_sigterm_to_a_single_process_saves_and_the_run_completes(recipe: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    launched = Launched(recipe, run)
+    run, began = tmp_path / "run", time.time()
+    launched = Launched(recipe, run, LACUNA_STARTED=f"{began}")
     launched.process.send_signal(signal.SIGTERM)
     step = _stopped_at(launched.end(), run)
     succeeded(lacuna("train", recipe, "--run", run, f"train.steps={step + 2}"))
+    accounts = json.loads((run / "goodput.json").read_text())
+    kinds = [accounts[kind] for kind in ("productive", "data_wait", "checkpoint", "restart", "lost")]
+    assert sum(kinds) == pytest.approx(accounts["time"] - began, rel=0.01)
+    assert (min(kinds[:4]) > 0, kinds[4], accounts["lost_steps"], accounts["restarts"]) == (True, 0, 0, 1)
+    last = read_metrics(run / "metrics.jsonl")[-1]
+    assert (last["faults/restarts"], 0 < last["goodput/share"] < 1) == (1, True)
     assert _steps(run) == list(range(1, step + 3))
     assert _checkpoints(run)[-1] == step + 2
     assert [a["outcome"] for a in _attempts(run)] == ["stopped", "finished"]
@@ -235,7 +242,7 @@ def test_a_disk_too_full_even_for_words(recipe: Path, tmp_path: Path) -> None:
 
 # MLflow's own store uses a loader strategy that SQLAlchemy 2.1 deprecates
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
-def test_track_sync_shows_a_run_in_mlflow(run: Path, tmp_path: Path) -> None:
+def test_track_sync_shows_a_run_in_mlflow_and_repair_mends_its_end(run: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     report = json.loads(succeeded(lacuna("track", "sync", run, "--uri", uri, "--json")))
     assert report["steps"] == 4
@@ -249,4 +256,16 @@ def test_track_sync_shows_a_run_in_mlflow(run: Path, tmp_path: Path) -> None:
     points = client.get_metric_history(report["run_id"], "train/loss")
     expected = [(line["step"], line["train/loss"]) for line in read_metrics(run / "metrics.jsonl")]
     assert [(point.step, point.value) for point in points] == expected
-    assert json.loads(succeeded(lacuna("track", "sync", run, "--uri", uri, "--json")))["points"] == 0
+    config["tracking"] |= {"enabled": True, "uri": uri}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    metadata = json.loads((run / "run.json").read_text())
+    del metadata["attempts"][-1]["outcome"]  # as if all its processes had been killed
+    (run / "run.json").write_text(json.dumps(metadata))
+    result = lacuna("status", run, "--repair", "--json")
+    assert json.loads(succeeded(result))[0]["state"] == "failed"
+    assert [line.partition(": ")[2] for line in result.stderr.splitlines()] == [
+        f"{run}: its last attempt ended without a word: its node or its job was killed; noted as failed",
+        f"{run}: MLflow run {report['run_id']} shows how it ended",
+    ]
+    assert client.get_run(report["run_id"]).info.status == "FAILED"
+    assert json.loads(succeeded(lacuna("track", "sync", run, "--json")))["points"] == 0

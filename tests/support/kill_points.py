@@ -171,7 +171,7 @@ def kind_of(path: str) -> str:
 
 def curves(run: Path) -> dict[int, dict[str, Any]]:
     """What must not depend on kills, by step: all but times, speeds, and what is said of checkpoints and attempts."""
-    varying = ("perf/", "data/wait", "run/", "checkpoint/", "time")
+    varying = ("perf/", "data/wait", "run/", "checkpoint/", "time", "goodput/", "faults/", "system/")
     return {
         line["step"]: {key: value for key, value in line.items() if not key.startswith(varying)}
         for line in read_metrics(run / "metrics.jsonl")
@@ -193,7 +193,7 @@ def run_point(work: Path, point: Point, found: Reference) -> dict[str, Any]:
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode != 0, f"{point} was never reached: {said}"
     killed_at = max(curves(run), default=0) if (run / "metrics.jsonl").exists() else 0
-    _nothing_left(run, shared)
+    nothing_left(run, shared)
     entries = list_checkpoints(run / "checkpoints")
     assert all(entry.valid for entry in entries), f"{point} left a damaged checkpoint"
     resumed_from = entries[-1].step if entries else 0
@@ -205,7 +205,7 @@ def run_point(work: Path, point: Point, found: Reference) -> dict[str, Any]:
     assert final_manifest(run) == found.manifest, f"{point}: weights or moments differ"
     lost = killed_at - resumed_from
     assert lost <= (2 * EVERY - 1 if point.setting.background else EVERY), f"{point}: {lost} steps were lost"
-    _nothing_left(run, shared)
+    nothing_left(run, shared)
     kept = {"LATEST", *(f"step-{step:08d}" for step in (STEPS - EVERY, STEPS))}
     if resumed_from == STEPS:  # killed after the last save: there is no next one to remove an old checkpoint
         kept.add(f"step-{STEPS - 2 * EVERY:08d}")
@@ -215,7 +215,7 @@ def run_point(work: Path, point: Point, found: Reference) -> dict[str, Any]:
     return {"killed_at": killed_at, "resumed_from": resumed_from, "lost": lost}
 
 
-def _nothing_left(run: Path, shared: set[str]) -> None:
+def nothing_left(run: Path, shared: set[str]) -> None:
     """No process of the run lives on, and no shared memory that nobody uses is there since."""
     end = time.monotonic() + 30
     while left := [p.pid for p in psutil.process_iter(["cmdline"]) if str(run) in (p.info["cmdline"] or [])]:

@@ -83,6 +83,7 @@ def _gone(process: psutil.Process) -> bool:
 def test_it_waits_for_the_server_sends_all_and_ends_after_the_run(store: Any, run_directory: Path) -> None:
     port = _free_port()
     log = run_directory / "logs" / "tracking.log"
+    (run_directory / "run.json").write_text('{"name": "x", "attempts": [{}]}')  # nobody will say how it ended
     command = [sys.executable, "-c", _TRAINING, str(run_directory), f"http://127.0.0.1:{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
         assert training.stdout is not None
@@ -95,7 +96,9 @@ def test_it_waits_for_the_server_sends_all_and_ends_after_the_run(store: Any, ru
     from mlflow.tracking import MlflowClient
 
     run_id = json.loads((run_directory / "tracking.json").read_text())["run_id"]
-    history = MlflowClient(tracking_uri=store.server).get_metric_history(run_id, "train/loss")
+    client = MlflowClient(tracking_uri=store.server)
+    assert client.get_run(run_id).info.status == "FAILED"
+    history = client.get_metric_history(run_id, "train/loss")
     values = sorted((point.step, point.value) for point in history)
     assert values == [(0, 9.0)] + [(step, 1.0 / step) for step in range(1, 100)]
     assert log.read_text().count("failed") == 1  # said once, not at every try

@@ -156,7 +156,7 @@ def test_names_parameters_tags_files_and_status(uri: str, run_directory: Path) -
     assert run.data.params["data.mixture.0.path"] == "a b"
     assert run.data.tags["environment.packages.torch"] == "2.13"
     files = {file.path for place in (None, "plots") for file in _client(uri).list_artifacts(run_id, place)}
-    assert files == {"config.yaml", "plots", "plots/loss.png"}
+    assert files == {"config.yaml", "configs", "plots", "plots/loss.png"}
 
     (run_directory / "config.yaml").write_text(yaml.safe_dump(config | {"k0": "changed", "fresh": 1}))
     _write(run_directory, range(3, 4), 2)

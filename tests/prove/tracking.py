@@ -1,0 +1,154 @@
+"""Runs shown to a tracking server that is refused, black-holed, answers 500, loses its answers or dies on the way.
+
+`python -m tests.prove.tracking` trains the same run against each (a real `mlflow server` behind a listener that fails
+as servers do), measures inside the training process what logging a step takes and which connections it opens, then
+lets `lacuna track sync` mend things, and asks MLflow for every point. Rewrites its part of docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.tracking.spool import read_metrics
+from runtime.files import read_json
+from tests.prove.page import rewrite
+from tests.prove.ui import serving
+from tests.support.command_line import ENVIRONMENT, lacuna, succeeded
+from tests.support.small_run import build_dataset, write_corpus, write_recipe
+from tests.support.unreliable_server import Mode, UnreliableServer
+
+NAME = "tracking"
+STEPS = 150
+_AUDITED = Path(__file__).parent.parent / "support" / "audited"
+_MODEL = ["model.layers=4", "model.width=192", "model.heads=4", "model.kv_heads=4", "model.ffn=512"]
+_KEYS = ("train/loss", "tokens", "goodput/share")
+_WAYS: dict[str, tuple[Mode, Mode]] = {
+    "works": ("works", "works"),
+    "refused": ("refused", "refused"),
+    "black hole": ("black hole", "black hole"),
+    "answers 500": ("500", "500"),
+    "answers get lost": ("cut", "cut"),
+    "dies amid the run": ("works", "refused"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run: milliseconds of a step and of logging it (medians), and what was opened and found."""
+
+    way: str
+    step: float
+    logging: float
+    connections: int
+    before: int
+    after: int
+
+
+def run_way(way: str, work: Path, recipe: Path, target: str | None) -> Row:
+    """Train against one kind of server; None: tracking is off. Raises AssertionError if a point is missing or twice."""
+    run, audit = work / f"run {way}", work / f"{way}.json"
+    path = os.pathsep.join([str(_AUDITED), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])])
+    variables = {"PYTHONPATH": path, "LACUNA_AUDIT": str(audit)}
+    arguments = ["train", recipe, "--run", run, f"train.steps={STEPS}", *_MODEL, "checkpoint.every=1000"]
+    if target is None:
+        succeeded(lacuna(*arguments, **variables))
+        return _row(way, run, audit, 0, 0)
+    first, second = _WAYS[way]
+    with UnreliableServer(target) as server:
+        server.become(first)
+        changing = threading.Thread(target=_change, args=(server, run, second))
+        changing.start()
+        tracking = ["tracking.enabled=true", f"tracking.uri={server.uri}", f"tracking.experiment={way}"]
+        result = lacuna(*arguments, *tracking, **variables)
+        assert "Traceback" not in succeeded(result) + result.stderr, result.stderr
+        changing.join()
+        before = _points(target, run)
+        server.become("works")
+        succeeded(lacuna("track", "sync", run))
+        assert json.loads(succeeded(lacuna("track", "sync", run, "--json")))["points"] == 0
+    return _row(way, run, audit, before, _points(target, run))
+
+
+def _change(server: UnreliableServer, run: Path, mode: Mode) -> None:
+    """Let the server fail otherwise once half of the steps are done."""
+    metrics, end = run / "metrics.jsonl", time.monotonic() + 300
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < STEPS // 2:
+        if time.monotonic() > end:
+            return
+        time.sleep(0.05)
+    server.become(mode)
+
+
+def _points(uri: str, run: Path) -> int:
+    """Points of the three metrics that MLflow has, none of them twice."""
+    from mlflow.tracking import MlflowClient
+
+    run_id = read_json(run / "tracking.json")["run_id"] if (run / "tracking.json").exists() else None
+    if run_id is None:
+        return 0
+    count = 0
+    for key in _KEYS:
+        steps = [point.step for point in MlflowClient(tracking_uri=uri).get_metric_history(run_id, key)]
+        assert sorted(set(steps)) == sorted(steps), f"{key} has a step twice"
+        count += len(steps)
+    return count
+
+
+def _row(way: str, run: Path, audit: Path, before: int, after: int) -> Row:
+    lines, found = read_metrics(run / "metrics.jsonl"), read_json(audit)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    step = statistics.median(line["perf/step_seconds"] for line in lines)
+    return Row(way, 1000 * step, 1000 * statistics.median(found["seconds"]), found["connections"], before, after)
+
+
+def report(rows: list[Row]) -> str:
+    """Markdown."""
+    lines = [
+        f"`python -m tests.prove.tracking`: {STEPS} steps each, {len(_KEYS)} metrics looked for.",
+        "",
+        "| server | a step | of that, logging it | share | connections of the training process while it trained "
+        "| points there at its end | after `track sync` |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        points = (
+            ["-", "-"] if row.way == "(tracking off)" else [str(row.before), f"{row.after} of {len(_KEYS) * STEPS}"]
+        )
+        lines.append(
+            f"| {row.way} | {row.step:.1f} ms | {row.logging:.2f} ms | {row.logging / row.step:.2%} "
+            f"| {row.connections} | {' | '.join(points)} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse arguments, run, and rewrite the report between its markers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lacuna-tracking-") as folder:
+        work = Path(folder)
+        (work / "corpus").mkdir()
+        recipe = write_recipe(work, build_dataset(write_corpus(work / "corpus"), work / "data"))
+        rows = [run_way("(tracking off)", work, recipe, None)]
+        with serving(work / "mlflow.db") as target:
+            for way in _WAYS:
+                rows.append(run_way(way, work, recipe, target))
+                print(rows[-1], file=sys.stderr, flush=True)
+    for row in rows:
+        assert row.connections == 0, f"{row.way}: training opened {row.connections} connections"
+        assert row.way == "(tracking off)" or row.after == len(_KEYS) * STEPS, f"{row.way}: {row.after} points"
+    rewrite(options.page, NAME, report(rows))
+
+
+if __name__ == "__main__":
+    main()
