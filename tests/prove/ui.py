@@ -127,14 +127,24 @@ def look(driver: Any, server: str, experiment: str, run: str, picture: Path) -> 
     _until("charts of metrics again", lambda: driver.execute_script(_DRAWN) >= 4)
     search = driver.find_element("css selector", "input[placeholder='Search metric charts']")
     search.send_keys("loss|goodput")
-    _until("charts of the loss only", shows("loss_at_level"))
+    _until("charts of time", shows("productive_seconds"))
     time.sleep(3)  # charts come with an animation
     driver.save_screenshot(str(picture))
+    _made_small(picture)
     driver.get(f"{page}/system-metrics")
     _until("charts of the machine", shows("cpu_utilization_percentage"))
     driver.get(f"{page}/artifacts/plots/loss.png")
     _until("the picture of the loss", lambda: driver.execute_script(_PICTURE) >= 800)
     _until("the list of files", shows("config.yaml", "configs", "plots", "goodput.png"))
+
+
+def _made_small(picture: Path) -> None:
+    """64 colours, and without the assistant's column at the right."""
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        small = image.convert("RGB").crop((0, 0, 1330, image.height)).quantize(64)
+    small.save(picture, optimize=True)
 
 
 def _scrolled(driver: Any) -> str:
