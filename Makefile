@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling prove-tracking prove-ui soak study-scaling clean
+.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling prove-hangs prove-tracking prove-ui soak study-scaling clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -36,7 +36,7 @@ bench: .venv/installed
 	$(BIN)/python -m bench.run
 
 ## The longer proofs, with reports under docs/
-prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling prove-tracking prove-ui soak
+prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling prove-hangs prove-tracking prove-ui soak
 
 ## Every combination of layouts against the plain reference (about an hour on two cores, an estimate); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test
@@ -65,6 +65,10 @@ prove-disk: .venv/installed-test
 ## A dataset build killed at 20 seeded points and repeated, byte by byte; rewrites its table in docs/data.md
 prove-build: .venv/installed-test
 	$(BIN)/python -m tests.prove.build
+
+## A rank that hangs in each place where one can (some minutes); rewrites its table in docs/reliability.md
+prove-hangs: .venv/installed-test
+	$(BIN)/python -m tests.prove.hangs
 
 ## Planted scaling laws through the fits; rewrites docs/scaling/method.md
 prove-scaling: .venv/installed-test

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from launch.commands import checkpoint, config, data, model, run, scaling, status, submit, tokenizer, track
+from launch.commands import (
+    checkpoint,
+    config,
+    data,
+    doctor,
+    model,
+    profile,
+    run,
+    scaling,
+    status,
+    submit,
+    tokenizer,
+    track,
+)
 from runtime.errors import LacunaError, one_line
 
 app = typer.Typer(
@@ -26,6 +39,8 @@ run.register(app)
 model.register(app)
 submit.register(app)
 status.register(app)
+profile.register(app)
+doctor.register(app)
 
 _DEBUG = "LACUNA_DEBUG"
 

@@ -8,19 +8,23 @@ from contextlib import suppress
 from typing import Any
 
 from pretrain.run_directory import RunDirectory
-from runtime.errors import LacunaError, PreflightError, Requeue, UserError
+from runtime.errors import Hang, LacunaError, PreflightError, Requeue, UserError
 from runtime.files import read_json, write_json
 
-_ERRORS: dict[int, type[LacunaError]] = {e.exit_code: e for e in (UserError, PreflightError, Requeue)}
+_ERRORS: dict[int, type[LacunaError]] = {e.exit_code: e for e in (UserError, PreflightError, Requeue, Hang)}
 
 
 def attempt_failure(directory: RunDirectory, attempt: int, ranks: int, codes: Mapping[int, int]) -> LacunaError:
     """The error to tell a person, of all that `ranks` ranks left; `codes` are the exit codes that are known.
 
     A rank that lost its peers ends with an error of its own, so those that were killed, or know why they ended,
-    are believed before those that were surprised.
+    are believed before those that were surprised; a hang before all, since the watchdog then kills.
     """
     logs = directory.logs(attempt)
+    found = [read_json(path) for rank in range(ranks) if (path := directory.failure(attempt, rank)).exists()]
+    for word in found:
+        if word["exit_code"] == Hang.exit_code:
+            return Hang(word["message"])
     for rank, code in sorted(codes.items()):
         if code < 0 and code != -signal.SIGTERM:  # the launcher itself ends the others with SIGTERM
             hint = ", often for want of memory" if code == -signal.SIGKILL else ""
@@ -28,7 +32,6 @@ def attempt_failure(directory: RunDirectory, attempt: int, ranks: int, codes: Ma
                 f"rank {rank} was killed by {_signal_name(-code)}{hint}; see {logs}, "
                 "start again with the same --run to continue"
             )
-    found = [read_json(path) for rank in range(ranks) if (path := directory.failure(attempt, rank)).exists()]
     if found:
         word = min(found, key=lambda said: (said["exit_code"] == Requeue.exit_code, said["exit_code"] == 1))
         return _ERRORS.get(word["exit_code"], LacunaError)(word["message"])

@@ -8,15 +8,17 @@ import os
 import signal
 import sys
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launch.fencing import LAUNCHER, fenced
+from launch.outcome import record_outcome
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
 from runtime.deadline import Deadline, StopOrDeadline
 from runtime.environment import RankInfo
-from runtime.errors import LacunaError, Requeue, UserError, one_line
+from runtime.errors import Hang, LacunaError, Requeue, UserError, one_line
 from runtime.files import read_json, write_json
 from runtime.lease import Lease
 from runtime.logs import capture_warnings, configure_logs, log
@@ -47,11 +49,15 @@ def main(
     except Exception as error:
         log.debug("rank %d ends with an error", rank.rank, exc_info=True)
         failure = _as_failure(error, rank, directory.logs(attempt))
-        reason = {"message": one_line(failure), "exit_code": failure.exit_code}
-        with suppress(OSError):  # on a full disk the launcher says at least the code
-            write_json(directory.failure(attempt, rank.rank), reason)
+        _leave_word(directory, attempt, rank, failure)
         return failure
     return None
+
+
+def _leave_word(directory: RunDirectory, attempt: int, rank: RankInfo, failure: LacunaError) -> None:
+    reason = {"message": one_line(failure), "exit_code": failure.exit_code}
+    with suppress(OSError):  # on a full disk the launcher says at least the code
+        write_json(directory.failure(attempt, rank.rank), reason)
 
 
 def _as_failure(error: Exception, rank: RankInfo, logs: Path) -> LacunaError:
@@ -79,13 +85,14 @@ def _train(
     from parallel.mesh import Mesh, close_process_group
     from pretrain.build import build_engine
     from pretrain.feed import Feed
+    from pretrain.health.attend import attended
     from pretrain.loop import train
     from pretrain.session import Session, build_objective
 
     config = RunConfig.parse(read_yaml(directory.config), str(directory.config))
     reader = SampleReader(config.data, config.train.sequence_length, config.train.seed)
     objective = build_objective(config, reader.manifests[0].tokenizer)
-    mesh = Mesh.create(config.parallel, rank)
+    mesh = Mesh.create(config.parallel, rank, config.watchdog.collective_timeout)
     engine = build_engine(config, mesh)
     train_config = config.train
     deadline = Deadline.of_attempt(train_config.time_limit, train_config.time_reserve)
@@ -102,6 +109,8 @@ def _train(
     )
     with ExitStack() as stack:
         fence = stack.enter_context(fenced(directory, config.lease, mesh, lease))
+        end = partial(_end_hung, directory, attempt, rank, lease)
+        health = stack.enter_context(attended(config, directory, mesh, attempt, fence.token, end))
         session = Session(config, directory, engine, reader, attempt, fence, deadline)
         start, guard = session.resume()
         stack.enter_context(session.opened(start))
@@ -115,11 +124,21 @@ def _train(
             )
 
         asked = StopOrDeadline(stop, deadline)
-        step, stopped = train(config, engine, feed, range(start, until), guard, session.hooks(report), asked)
+        step, stopped = train(config, engine, feed, range(start, until), guard, session.hooks(report, health), asked)
     requested = any(mesh.gather(bool(stop)))  # also a barrier: an agent gives the others little time once one has ended
     close_process_group()
     if stopped:
         raise _stopped(step, start, config, requested)
+
+
+def _end_hung(directory: RunDirectory, attempt: int, rank: RankInfo, lease: Lease | None, hang: Hang) -> None:
+    """End this process, whose main thread may hang for ever; `lease`: it is its own launcher, if it is given."""
+    _leave_word(directory, attempt, rank, hang)
+    if lease is not None and lease.held():
+        record_outcome(directory, attempt, hang, paused=False)
+    if LAUNCHER not in os.environ:
+        print(f"lacuna: {one_line(hang)}", file=sys.stderr, flush=True)
+    os._exit(hang.exit_code)
 
 
 def _stopped(step: int, start: int, config: RunConfig, requested: bool) -> LacunaError:

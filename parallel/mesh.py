@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from parallel.layout import ParallelConfig
 from runtime.environment import RankInfo
 
-_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+_COLLECTIVE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class Mesh:
         return cls(ParallelConfig(zero=0), 0, 1, device or default_device(0))
 
     @classmethod
-    def create(cls, layout: ParallelConfig, rank: RankInfo) -> Mesh:
+    def create(cls, layout: ParallelConfig, rank: RankInfo, timeout: float = _COLLECTIVE_SECONDS) -> Mesh:
         """Join the process group (once) and build megatron's groups for `layout`, replacing earlier ones.
 
-        Raises UserError if the layout does not divide the world.
+        A collective that takes `timeout` seconds fails. Raises UserError if the layout does not divide the world.
         """
         data_size = layout.data_size(rank.world)
         device = default_device(rank.local_rank)
+        patience = datetime.timedelta(seconds=timeout)
         from parallel import cpu_compat
 
         cpu_compat.install()
@@ -57,9 +59,7 @@ class Mesh:
             backend = "nccl" if device.type == "cuda" else "gloo"
             # a single process needs no meeting point
             store = dist.HashStore() if rank.world == 1 else None
-            dist.init_process_group(
-                backend, store=store, rank=rank.rank, world_size=rank.world, timeout=_COLLECTIVE_TIMEOUT
-            )
+            dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world, timeout=patience)
         from megatron.core import parallel_state
 
         _leave_groups()
@@ -69,6 +69,7 @@ class Mesh:
             virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
             context_parallel_size=layout.context,
             create_gloo_process_groups=False,
+            distributed_timeout_minutes=math.ceil(timeout / 60),
         )
         return cls(
             layout=layout,
@@ -80,7 +81,7 @@ class Mesh:
             context_rank=parallel_state.get_context_parallel_rank(),
             data_rank=parallel_state.get_data_parallel_rank(),
             data_size=data_size,
-            control=dist.group.WORLD if device.type == "cpu" else dist.new_group(backend="gloo"),
+            control=dist.group.WORLD if device.type == "cpu" else dist.new_group(backend="gloo", timeout=patience),
         )
 
     @property

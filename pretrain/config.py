@@ -11,6 +11,7 @@ from parallel.engines.settings import AdamWSettings
 from parallel.layout import ParallelConfig, check_divides
 from pretrain.flops import expected_mask_ratio
 from pretrain.guards import GuardConfig
+from pretrain.health.config import ProfileConfig, WatchdogConfig
 from pretrain.schedule import Schedule, WarmupStableDecay
 from pretrain.shape import ModelShape
 from runtime.deadline import duration
@@ -136,6 +137,8 @@ class RunConfig(Settings):
     tracking: TrackingConfig = TrackingConfig()
     guard: GuardConfig = GuardConfig()
     lease: LeaseConfig = LeaseConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    profile: ProfileConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

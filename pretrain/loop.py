@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -17,23 +17,27 @@ from pretrain.device import peak_flops, peak_memory
 from pretrain.feed import Feed, StepBatch
 from pretrain.flops import hardware_flops_per_token, training_flops_per_token
 from pretrain.guards import Guard
+from pretrain.health.health import Health
 from pretrain.saves import Saves
 from runtime.errors import LacunaError
 
 _SIGNED = 1 << 63
+_NANO = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class Agreement:
     """What all ranks know of a step before they compute it: counting tokens, batch digest, whether to stop.
 
-    `saving` are the sums of their votes on the save that is under way.
+    `saving` are the sums of their votes on the save that is under way; `worked` are the seconds of each rank's own
+    work in the step before.
     """
 
     tokens: int
     digest: str
     stop: bool
     saving: tuple[int, int] = (0, 0)
+    worked: tuple[float, ...] = field(default=(), compare=False)
 
 
 class Stop(Protocol):
@@ -46,11 +50,14 @@ class Stop(Protocol):
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells the outside: a line of metrics (every rank), when to save, each wait for a batch."""
+    """What the loop tells the outside: a line of metrics (every rank), when to save, each wait for a batch, and what it
+    is doing.
+    """
 
     metrics: Callable[[int, dict[str, Any]], None]
     saves: Saves
     waited: Callable[[float], None] = lambda seconds: None
+    health: Health = field(default_factory=Health)
 
 
 def train(
@@ -61,27 +68,35 @@ def train(
     Saves every `checkpoint.every` steps and at the end. Raises LacunaError if the guard refused too many steps.
     """
     clock = _Clock(config, engine.mesh)
-    done, saves = span.start, hooks.saves
+    done, saves, health = span.start, hooks.saves, hooks.health
+    health.enter("data", done + 1)
     with Loader(feed.step, span.start, span.stop) as batches:
         for batch in batches:
-            agreed = agree(engine.mesh, batch, bool(stop), saves.votes())
+            health.enter("collective", done + 1)
+            agreed = agree(engine.mesh, batch, bool(stop), saves.votes(), health.worked)
+            health.enter("save", done + 1)
             saves.advance(agreed.saving)
             if agreed.stop:
                 break
+            health.note(agreed.worked)
             rate = learning_rate(config, done)
-            result = _guarded_step(engine, batch, agreed, rate, guard)
+            with health.step(done + 1):
+                result = _guarded_step(engine, batch, agreed, rate, guard)
             done += 1
             clock.tick(batches.wait_seconds)
             hooks.waited(batches.wait_seconds)
             if done % config.train.log_every == 0 or done == span.stop or guard.exhausted:
                 line = _metrics(config, done, agreed, result, rate, guard)
-                hooks.metrics(done, {**line, **clock.metrics(), **saves.metrics()})
+                hooks.metrics(done, {**line, **clock.metrics(), **saves.metrics(), **health.metrics()})
             if guard.exhausted:
                 saves.finish()
                 raise LacunaError(_divergence(done, saves.saved, guard, result))
+            health.enter("save", done)
             if done % config.checkpoint.every == 0 and done < span.stop and result.accepted:
                 saves.begin(done, guard)
                 clock.pause()
+            health.enter("data", done + 1)
+    health.enter("save", done)
     saves.conclude(done, guard)
     return done, done < span.stop
 
@@ -101,16 +116,20 @@ def _guarded_step(engine: Engine, batch: StepBatch, agreed: Agreement, rate: flo
     return result
 
 
-def agree(mesh: Mesh, batch: StepBatch, stop: bool, votes: tuple[int, int] = (0, 0)) -> Agreement:
-    """One small sum over the world: counting tokens and digest words of each data rank, stop requests, and `votes`."""
+def agree(mesh: Mesh, batch: StepBatch, stop: bool, votes: tuple[int, int] = (0, 0), worked: float = 0.0) -> Agreement:
+    """One small sum over the world: counting tokens and digest words of each data rank, stop requests, `votes`, and
+    `worked` seconds in a place for each rank.
+    """
     signed = [(word + _SIGNED) % (2 * _SIGNED) - _SIGNED for word in batch.digest]
     share = torch.tensor([batch.tokens, *signed], dtype=torch.int64)
     if not mesh.speaks_for_data_rank:
         share.zero_()
     wishes = torch.tensor([int(stop), *votes], dtype=torch.int64)
-    tokens, low, high, stops, *saving = mesh.sum_all(torch.cat([share, wishes])).tolist()
+    nanoseconds = torch.zeros(mesh.world, dtype=torch.int64)
+    nanoseconds[mesh.rank] = round(worked * _NANO)
+    tokens, low, high, stops, done, failed, *times = mesh.sum_all(torch.cat([share, wishes, nanoseconds])).tolist()
     digest = f"{high % (2 * _SIGNED):016x}{low % (2 * _SIGNED):016x}"
-    return Agreement(tokens, digest, stops > 0, (saving[0], saving[1]))
+    return Agreement(tokens, digest, stops > 0, (done, failed), tuple(time / _NANO for time in times))
 
 
 def _divergence(step: int, saved: int, guard: Guard, result: StepResult) -> str:

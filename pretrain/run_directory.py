@@ -59,3 +59,16 @@ class RunDirectory:
     def failure(self, attempt: int, rank: int) -> Path:
         """Why a rank ended, for the launcher to tell."""
         return self.logs(attempt) / f"failure-{rank:05d}.json"
+
+    def signs(self, attempt: int, token: int) -> Path:
+        """What ranks say of themselves while the holder of lease `token` trains, and what the watchdog found."""
+        return self.logs(attempt) / f"watch-{token}"
+
+    @property
+    def profile_request(self) -> Path:
+        """Steps that a person wants traced; written by `lacuna profile`."""
+        return self.root / "profile.json"
+
+    def traces(self, first: int, last: int) -> Path:
+        """Traces of a range of steps, a file a rank."""
+        return self.root / "traces" / f"steps-{first:08d}-{last:08d}"

@@ -14,6 +14,7 @@ from parallel.engines.base import Engine
 from pretrain.config import RunConfig
 from pretrain.goodput import Ledger, attempt_began, note_accounts, open_accounts
 from pretrain.guards import Guard
+from pretrain.health.health import Health
 from pretrain.loop import Hooks
 from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.objectives.base import SampleObjective
@@ -168,12 +169,12 @@ class Session:
             where: dict[str, int | str] = {"run/layout": self._layout, "run/attempt": self._attempt}
             self._spool.write(step, {**values, **accounts.metrics(), **self._system.sample(), **where})
 
-    def hooks(self, report: Callable[[int, dict[str, Any]], None]) -> Hooks:
+    def hooks(self, report: Callable[[int, dict[str, Any]], None], health: Health) -> Hooks:
         """What the loop calls."""
         assert self._saves is not None, "the session is not opened"
         if self._ledger is None:
-            return Hooks(report, self._saves)
-        return Hooks(report, self._saves, self._ledger.wait)
+            return Hooks(report, self._saves, health=health)
+        return Hooks(report, self._saves, self._ledger.wait, health)
 
     def _progress(self, step: int, guard: Guard) -> Progress:
         """What a checkpoint after `step` must say of the run."""

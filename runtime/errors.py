@@ -28,6 +28,12 @@ class Requeue(LacunaError):
     exit_code = 75
 
 
+class Hang(LacunaError):
+    """A rank hung, and all ranks were ended; the run wants to be started again. Exit code 76."""
+
+    exit_code = 76
+
+
 def suggestion(name: str, known: Iterable[str], section: str = "") -> str:
     """Return ` (did you mean 'section.x'?)` for the nearest of `known`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

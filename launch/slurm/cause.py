@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pretrain.run_directory import RunDirectory
-from runtime.errors import PreflightError, Requeue, UserError
+from runtime.errors import Hang, PreflightError, Requeue, UserError
 from runtime.files import read_json
 
 _PEER_LOST = 1
-_KNOWS_WHY = (UserError.exit_code, PreflightError.exit_code)
+_KNOWS_WHY = (UserError.exit_code, PreflightError.exit_code, Hang.exit_code)
 _ENDED_BY_SLURM = 128 + signal.SIGTERM
 
 
@@ -37,14 +37,16 @@ class _End:
 
     @property
     def order(self) -> tuple[int, float]:
-        """Causes first: ranks that know why they ended or had no time for words, then those that lost a peer."""
+        """Causes first: a hang, whose finder also kills; ranks that know why they ended or had no time for words;
+        then those that lost a peer.
+        """
         if self.code == _ENDED_BY_SLURM:
-            return 3, self.moment
+            return 4, self.moment
         if self.code == Requeue.exit_code:
-            return 2, self.moment
+            return 3, self.moment
         if self.code == _PEER_LOST and self.words is not None:
-            return 1, self.moment
-        return 0, self.moment
+            return 2, self.moment
+        return int(self.code != Hang.exit_code), self.moment
 
 
 def find_cause(directory: RunDirectory, attempt: int, step_code: int) -> Cause:

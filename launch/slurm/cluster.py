@@ -50,7 +50,8 @@ class ClusterConfig(Settings):
     `give_up_after`: attempts in a row without a new checkpoint. `python`: the interpreter on the nodes (default: the
     one that submits). `container`: words of a command that runs what follows it inside an image. `srun_options`:
     more options of the training step. `scratch`: a folder on every node; TMPDIR is a folder of the job in it.
-    `health_seconds`: how long the check of the nodes may take. `sbatch`: more `#SBATCH` options.
+    `health`: whether nodes are only checked before the ranks start, or also measured against each other;
+    `health_seconds`: how long that may take. `sbatch`: more `#SBATCH` options.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=64)]
@@ -76,6 +77,7 @@ class ClusterConfig(Settings):
     environment: dict[_Variable, _Text] = Field(default_factory=dict)
     setup: list[_Text] = Field(default_factory=list)
     scratch: Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]*$", max_length=1000)] | None = None
+    health: Literal["checks", "measures"] = "checks"
     health_seconds: int = Field(300, gt=0)
     bad_nodes: BadNodes = BadNodes()
 

@@ -1,22 +1,25 @@
-"""`python -m launch.slurm.health RUN ATTEMPT`, once on every node before the ranks start: is the node fit?
+"""`python -m launch.slurm.health RUN ATTEMPT [--measure]`, on every node before the ranks start: is the node fit?
 
-A node reports into the attempt's logs; one that cannot even do that is known by the lack of its report.
+A node reports into the attempt's logs; one that cannot even do that is known by the lack of its report. With
+`--measure`, for which there must be as many processes as ranks, `lacuna doctor`'s measurements follow.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.doctor.examine import examine, node_name
+from launch.doctor.local import Subject, machine_problems, run_problems
 from launch.slurm.record import read_submission
 from pretrain.run_directory import RunDirectory
-from runtime.environment import describe_machine
-from runtime.errors import PreflightError, UserError
+from runtime.environment import RankInfo, describe_machine
+from runtime.errors import LacunaError, PreflightError, one_line
 from runtime.files import digest_file, read_json, write_json
+
+_PATIENCE = 120.0
 
 
 def note_expectations(directory: RunDirectory, attempt: int) -> None:
@@ -33,8 +36,9 @@ def check_node(root: Path, attempt: int, node: str) -> list[str]:
 
 
 def unfit_nodes(directory: RunDirectory, attempt: int, nodes: Sequence[str]) -> dict[str, str]:
-    """Those of `nodes` that reported a fault, or nothing, each with the reason."""
-    reasons: dict[str, str] = {}
+    """Those of `nodes` that reported a fault, or nothing, or were measured as bad, each with the reason."""
+    measured = _measured(directory, attempt)
+    reasons: dict[str, str] = dict(read_json(measured)["exclude"]) if measured.exists() else {}
     for node in nodes:
         path = _report(directory, attempt, node)
         faults = read_json(path)["faults"] if path.exists() else ["the health check did not report"]
@@ -51,20 +55,8 @@ def _faults(directory: RunDirectory, attempt: int) -> Iterator[str]:
         if here["packages"].get(package) != version:
             yield f"has {package} {here['packages'].get(package)}, the first node has {version}"
     submission = read_submission(directory)
-    for path in submission.data if submission else []:
-        try:
-            read_json(Path(path) / "manifest.json")
-        except UserError as error:
-            yield f"data: {error}"
-    folder = os.environ.get("TMPDIR")
-    try:
-        if folder:
-            Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(1 << 20))
-            probe.flush()
-    except OSError as error:
-        yield f"temporary files: {error}"
+    subject = Subject(data=submission.data if submission else [])
+    yield from (problem.text for problem in [*run_problems(subject), *machine_problems()])
 
 
 def _sight(directory: RunDirectory) -> dict[str, Any]:
@@ -79,6 +71,18 @@ def _dictionary(value: object) -> dict[str, str]:
     return value
 
 
+def _measure(directory: RunDirectory, attempt: int, rank: RankInfo) -> dict[str, str]:
+    """Nodes that are bad in comparison, each with the reason. Raises PreflightError if the ranks do not meet."""
+    diagnosis = examine(Subject(), rank, _PATIENCE)
+    if rank.is_first:
+        write_json(_measured(directory, attempt), diagnosis.as_dict())
+    return dict(diagnosis.exclude)
+
+
+def _measured(directory: RunDirectory, attempt: int) -> Path:
+    return directory.logs(attempt) / "doctor.json"
+
+
 def _expected(directory: RunDirectory, attempt: int) -> Path:
     return directory.logs(attempt) / "first-node.json"
 
@@ -89,11 +93,24 @@ def _report(directory: RunDirectory, attempt: int, node: str) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Entry point; returns the exit code."""
-    node = os.environ.get("SLURMD_NODENAME", "unknown")
-    faults = check_node(Path(arguments[0]), int(arguments[1]), node)
+    root, attempt, *options = arguments
+    measures = "--measure" in options
+    # without measurements there is one process a node, and only it speaks
+    rank = RankInfo.from_environment() if measures else RankInfo()
+    node, faults, well = node_name(), [], True
+    if rank.local_rank == 0:
+        faults = check_node(Path(root), int(attempt), node)
+    if measures:
+        try:
+            bad = _measure(RunDirectory(Path(root)), int(attempt), rank)
+        except LacunaError as error:
+            faults.append(one_line(error))
+        else:
+            well = not bad
+            faults += [bad[node]] if node in bad and rank.local_rank == 0 else []
     for fault in faults:
         print(f"lacuna: {node} {fault}", file=sys.stderr)
-    return PreflightError.exit_code if faults else 0
+    return 0 if well and not faults else PreflightError.exit_code
 
 
 if __name__ == "__main__":

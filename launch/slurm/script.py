@@ -222,10 +222,14 @@ def _scratch(folder: str) -> str:
 
 
 def _health(cluster: ClusterConfig) -> str:
+    measures = cluster.health == "measures"
+    tasks = "" if measures else ' --ntasks-per-node=1 --ntasks="$SLURM_NNODES"'
+    what = "# Every node must see the run, its data and this Python"
+    what += ", and keep up with the others." if measures else "."
     return (
-        "# Every node must see the run, its data and this Python.\n"
-        'stage=health\nattend srun --ntasks-per-node=1 --ntasks="$SLURM_NNODES" --kill-on-bad-exit=0 --label \\\n'
+        f"{what}\nstage=health\nattend srun{tasks} --kill-on-bad-exit=0 --label \\\n"
         f'    timeout {cluster.health_seconds} "${{python[@]}}" -m launch.slurm.health "$run" "$attempt"'
+        f"{' --measure' * measures}"
     )
 
 

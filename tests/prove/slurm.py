@@ -168,11 +168,31 @@ def one_mlflow_run(trial: Trial) -> str:
     return f"one MLflow run ({shown.info.status}), {len(points)} points of the loss over 2 attempts, each step once"
 
 
+def hang(trial: Trial) -> str:
+    """The rank on the second node is stopped, after nodes were measured against each other."""
+    job = trial.submit(2, "watchdog.step=8", "watchdog.data=8", "watchdog.collective=8", health="measures")
+    first = trial.wait_for_attempt(0)
+    (stopped,) = [p for p in trial.lab.processes(first[1]) if "launch.worker" in p.cmdline() and "python" in p.name()]
+    stopped.suspend()
+    began = time.monotonic()
+    wait_for("requeue", lambda: trial.lab.restarts(job) == 1, _SECONDS)
+    noticed = time.monotonic() - began
+    trial.wait_for_attempt(1)
+    ended = trial.attempts()[0]
+    assert ended["exit_code"] == 76, ended
+    assert ended["reason"].startswith("rank 1 on "), ended
+    measured = json.loads((trial.run / "logs/0/doctor.json").read_text())
+    assert measured["ok"], measured
+    assert len(measured["ranks"]) == 2
+    return f"“{ended['reason'].partition(';')[0]}”, requeued after {noticed:.0f} s; {trial.finish(job)}"
+
+
 SCENARIOS: dict[str, tuple[str, Callable[[Trial], str]]] = {
     "power-off": ("power of the first node fails", power_off),
     "split-brain": ("slurmd dies, its task lives", split_brain),
     "preemption": ("preempted, with a grace time", preemption),
     "mlflow": ("warned before the time limit, with MLflow", one_mlflow_run),
+    "hang": ("a rank is stopped (limits of 8 s)", hang),
     "prolog": ("prolog fails on a node", prolog_failure),
 }
 

@@ -67,6 +67,7 @@ def _last(directory: RunDirectory) -> dict[str, Any]:
         ([(0, 1, 2, "b"), (1, 1, 1, "a")], 1, "rank 1 on node2: a"),
         ([(0, 75, 1, "stopped at step 3"), (1, 75, 2, "stopped at step 3")], 75, "stopped at step 3"),
         ([(0, 134, 9, None), (1, 139, 8, None)], 139, "rank 1 on node2 was killed by SIGSEGV"),
+        ([(0, 76, 9, "rank 1 on node2 hangs"), (1, 137, 8, None)], 76, "rank 1 on node2 hangs"),
         ([], 9, "srun ended with code 9, and no rank said why"),
     ],
 )
@@ -83,7 +84,7 @@ def test_the_rank_that_is_a_cause(
 
 def test_every_situation_has_the_verdict_of_the_table() -> None:
     for code, cancelled, stop, requeues, tries in itertools.product(
-        (1, 2, 3, 42, 75, 137), (False, True), (False, True), (False, True), (0, 2, 3, 4)
+        (1, 2, 3, 42, 75, 76, 137), (False, True), (False, True), (False, True), (0, 2, 3, 4)
     ):
         verdict = judge(Situation(code, cancelled, stop, requeues, tries, 3))
         if cancelled:
@@ -193,6 +194,8 @@ def test_the_health_check_of_a_node(
     assert list(reasons) == ["node2", "node3"]
     assert reasons["node2"].startswith(f"sees another {directory.config} than the first node; temporary files: ")
     assert "lacuna: node2 sees another" in capsys.readouterr().err
+    write_json(directory.logs(0) / "doctor.json", {"exclude": {"node1": "matrix products at 50 %"}})
+    assert unfit_nodes(directory, 0, ["node1"]) == {"node1": "matrix products at 50 %"}
 
 
 def test_bad_nodes_expire(tmp_path: Path) -> None:

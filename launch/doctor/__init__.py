@@ -1,0 +1,1 @@
+"""Is a machine, or a group of nodes, fit for a run?"""

@@ -1,0 +1,1 @@
+"""Whether the ranks of a run are well: hangs, stragglers, traces on demand."""
