@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling prove-hangs prove-tracking prove-ui soak study-scaling clean
+.PHONY: pretrain test lint bench bench-peers prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak study-scaling clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -35,8 +35,12 @@ slurm:
 bench: .venv/installed
 	$(BIN)/python -m bench.run
 
+## The data path beside other projects', installed into .venv-peers; rewrites a section of docs/benchmarks.md
+bench-peers: .venv/installed-test
+	$(BIN)/python -m bench.peers --markdown docs/benchmarks.md
+
 ## The longer proofs, with reports under docs/
-prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-scaling prove-hangs prove-tracking prove-ui soak
+prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak
 
 ## Every combination of layouts against the plain reference (about an hour on two cores, an estimate); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test

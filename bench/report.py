@@ -25,7 +25,6 @@ BAR = 1.05
 """Most that an engine's step may cost, as a multiple of the plain loop's."""
 BLOCKED_AIM = 0.05
 """Most that a save in the background may keep the training waiting, as a share of a step."""
-_BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 @dataclass(frozen=True)
@@ -190,11 +189,12 @@ def blocked_table(result: BlockedResult, copy: Spread, large: ComputedBlocked) -
     return Table("Saves in the background", note, ["what", "ms", "of a step"], rows)
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the two markers in `path`. Raises UserError if it has no markers."""
+def write_between_markers(path: Path, text: str, name: str = "figures") -> None:
+    """Replace what stands between the two markers `name` in `path`. Raises UserError if it has no markers."""
+    start, stop = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before, begin, rest = old.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
+    before, begin, rest = old.partition(start)
+    _, end, after = rest.partition(stop)
     if not (begin and end):
-        raise UserError(f"{path} has no lines {_BEGIN} and {_END}: add them where the figures shall stand")
-    write_atomic(path, f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+        raise UserError(f"{path} has no lines {start} and {stop}: add them where the figures shall stand")
+    write_atomic(path, f"{before}{start}\n{text}\n{stop}{after}")

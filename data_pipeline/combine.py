@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.build import PUBLISH
-from data_pipeline.dataset import open_shards
 from data_pipeline.manifest import DatasetManifest, FileInfo, ShardInfo, SourceInfo
 from data_pipeline.passes.assemble import put
 from data_pipeline.passes.cut import split_info
 from data_pipeline.passes.encode import SPLITS
 from data_pipeline.passes.workshop import fresh_directory, work_beside
+from data_pipeline.places import open_shards
 from data_pipeline.shards import (
     ShardForm,
     ShardReader,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from data_pipeline.sources.config import SourceConfig
+from data_pipeline.sources.config import SourceConfig, Storage
 from data_pipeline.stages.config import StagesConfig
 from runtime.errors import UserError
 from runtime.settings import Settings
@@ -13,6 +13,11 @@ from runtime.settings import Settings
 Form = Literal["text", "chats", "preferences"]
 SPECIAL_ROLES = ("mask", "bos", "eos", "pad", "header_start", "header_end", "turn_end")
 """What special ids stand for; the first four every tokenizer needs, the others chats need."""
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` names something in an object store."""
+    return path.startswith(("s3://", "gs://"))
 
 
 class TrainTokenizer(Settings):
@@ -97,15 +102,28 @@ def _form_of(source: SourceConfig) -> Form:
     return source.kind if source.kind in ("chats", "preferences") else "text"
 
 
+class RemoteConfig(Storage):
+    """How data in an object store is read: its server, and a cache on local disk. Credentials are never here."""
+
+    cache: str | None = None
+    """Directory of the cache, shared by all processes of a machine; if not given, one of the user's in TMPDIR."""
+    cache_bytes: int = Field(default=2**36, gt=0)
+    """Most that the cache holds; what was not used for longest makes room."""
+    patience: float = Field(default=120.0, ge=0)
+    """Seconds for which a read that fails is tried again."""
+
+
 class DataConfig(Settings):
     """The data of a run: one dataset (`path`), or several with weights (`mixture`: path to weight).
 
+    Paths are directories, or `s3://bucket/folder` and `gs://bucket/folder`, which `remote` says how to read.
     `unique_tokens`: train on no more than so many tokens of `path`, whole windows from all over it, epoch by epoch.
     """
 
     path: str | None = None
     mixture: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
     unique_tokens: int | None = Field(default=None, gt=0)
+    remote: RemoteConfig = RemoteConfig()
 
     def sources(self) -> list[tuple[str, float]]:
         """Dataset paths with weights. Raises UserError unless exactly one of `path`, `mixture` is set."""

@@ -3,49 +3,40 @@
 import json
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.config import DataConfig
-from data_pipeline.manifest import DatasetManifest
+from data_pipeline.config import DataConfig, RemoteConfig, is_remote
 from data_pipeline.mixture import BLOCK, Mixture
 from data_pipeline.order import Permutation, derive_key
-from data_pipeline.shards import ShardReader, Tokens, map_file
+from data_pipeline.places import Batch, Split, open_place
+from data_pipeline.shards import Tokens
 from data_pipeline.tokenizer import Tokenizer
 from runtime.errors import UserError
-from runtime.files import digest_bytes, digest_file
+from runtime.files import digest_bytes
 
-Split = Literal["train", "validation"]
 _PLANS_KEPT = 8
-
-
-def open_shards(path: Path, manifest: DatasetManifest, split: Split) -> list[ShardReader]:
-    """Readers of a split's shards; no file is touched yet."""
-    packed = manifest.build.compression != "none"
-    return [
-        ShardReader(path, info, dtype=manifest.dtype, batch_tokens=manifest.batch_tokens, packed=packed)
-        for info in manifest.splits[split].shards
-    ]
 
 
 class TokenDataset:
     """The token stream of one split: all shards one after the other, each document closed by EOS."""
 
-    def __init__(self, path: str | Path, split: Split = "train") -> None:
-        """Raises UserError if `path` is no dataset or has no such split. Opens no shard yet."""
-        self.path = Path(path)
-        self.manifest = DatasetManifest.load(self.path)
+    def __init__(self, path: str | Path, split: Split = "train", remote: RemoteConfig | None = None) -> None:
+        """Raises UserError if `path` (a directory or a URL) is no dataset or has no such split. Opens no shard yet."""
+        self._place = open_place(path, remote)
+        self.path = self._place.path
+        self.manifest = self._place.manifest()
         if split not in self.manifest.splits:
             raise UserError(f"{self.path} has no split {split!r}: it has {', '.join(self.manifest.splits)}")
         info = self.manifest.splits[split]
         self.tokens: int = info.tokens
         self._batch_tokens = self.manifest.batch_tokens
-        self.shards = open_shards(self.path, self.manifest, split)
+        self.shards = self._place.shards(self.manifest, split)
         self._shard_starts = [0, *accumulate(s.tokens for s in info.shards)]
 
     @property
@@ -55,15 +46,11 @@ class TokenDataset:
 
     def open_tokenizer(self) -> Tokenizer:
         """The tokenizer in the dataset. Raises UserError if it is not the one that made the shards."""
-        file = self.path / self.manifest.tokenizer.file.name
-        if file.is_file() and digest_file(file) != self.tokenizer_digest:
-            raise UserError(f"{file} is a tokenizer that is not the shards' own: restore the file")
-        return Tokenizer.load(file)
+        return self._place.tokenizer(self.manifest.tokenizer)
 
     def check_files(self) -> None:
         """Raise UserError naming the first shard that is missing or not as long as it was; reads no tokens."""
-        for shard in self.shards:
-            map_file(self.path / shard.info.file.name, shard.info.file.bytes)
+        self._place.check(self.shards)
 
     def windows(self, length: int) -> int:
         """How many windows of `length` tokens the stream holds; a shorter rest is not used."""
@@ -80,6 +67,18 @@ class TokenDataset:
         batch, offset = divmod(begin - self._shard_starts[shard], self._batch_tokens)
         first = self.shards[shard].batch(batch)[offset : offset + length]
         return first if first.size == length else self._across(first, shard, batch, length)
+
+    def prefetch(self, windows: Iterable[int], length: int) -> None:
+        """Say which windows will be read soon: what an object store holds of them is fetched beside the reading."""
+        self._place.prefetch(self.shards, [batch for window in windows for batch in self._batches_of(window, length)])
+
+    def _batches_of(self, number: int, length: int) -> Iterator[Batch]:
+        begin, end = number * length, (number + 1) * length
+        while begin < end:
+            shard = bisect_right(self._shard_starts, begin) - 1
+            batch = (begin - self._shard_starts[shard]) // self._batch_tokens
+            yield shard, batch
+            begin = min(self._shard_starts[shard] + (batch + 1) * self._batch_tokens, self._shard_starts[shard + 1])
 
     def _across(self, first: Tokens, shard: int, batch: int, length: int) -> Tokens:
         parts, missing = [first], length - first.size
@@ -112,7 +111,8 @@ class SampleReader:
         assert sequence_length >= 1
         sources = config.sources()
         self.sequence_length = sequence_length
-        self.datasets = [TokenDataset(path, split) for path, _ in sources]
+        self.datasets = [TokenDataset(path, split, config.remote) for path, _ in sources]
+        self.remote = any(is_remote(path) for path, _ in sources)
         self.manifests = [dataset.manifest for dataset in self.datasets]
         self._names = [path for path, _ in sources]
         self._windows = [dataset.windows(sequence_length) for dataset in self.datasets]
@@ -181,6 +181,14 @@ class SampleReader:
         plan, position = self._plan_of(i)
         dataset = self.datasets[plan.sources[position]]
         return dataset.window(plan.windows[position], self.sequence_length).astype(np.int64)
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Say which samples will be read soon."""
+        windows: dict[int, list[int]] = {}
+        for plan, position in map(self._plan_of, indices):
+            windows.setdefault(plan.sources[position], []).append(plan.windows[position])
+        for source, numbers in windows.items():
+            self.datasets[source].prefetch(numbers, self.sequence_length)
 
     def batch(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """Token ids of the samples `indices`, shape [len(indices), sequence_length]."""

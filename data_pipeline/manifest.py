@@ -161,20 +161,24 @@ class DatasetManifest(Settings):
         if not file.is_file():
             state = "is not a dataset (it has no manifest.json)" if directory.is_dir() else "does not exist"
             raise UserError(f"{directory} {state}: give a directory that `lacuna data build` made")
-        values = read_json(file)
+        return cls.from_values(read_json(file), str(file))
+
+    @classmethod
+    def from_values(cls, values: Any, where: str) -> Self:
+        """The manifest that a file holds. Raises UserError naming `where` it stands if it cannot be used."""
         if not isinstance(values, dict):
-            raise UserError(f"{file} is not a dataset's manifest: rebuild the dataset or restore the file")
+            raise UserError(f"{where} is not a dataset's manifest: rebuild the dataset or restore the file")
         if values.get("version") != VERSION:
             raise UserError(
-                f"{file}: version {values.get('version')!r} is not {VERSION}: "
+                f"{where}: version {values.get('version')!r} is not {VERSION}: "
                 "rebuild the dataset, or use the Lacuna that made it"
             )
         stored = values.pop("digest", None)
         if stored != _digest(values):
             raise UserError(
-                f"{file} was edited or damaged (its digest does not fit): restore it or rebuild the dataset"
+                f"{where} was edited or damaged (its digest does not fit): restore it or rebuild the dataset"
             )
-        return cls.parse(values, str(file))
+        return cls.parse(values, where)
 
     def save(self, directory: Path) -> None:
         """Write the manifest, with its own digest, into `directory`."""

@@ -32,7 +32,7 @@ DOCUMENT_COLUMNS = pa.schema(
 """Of each document: end in tokens (its EOS included), source, UTF-8 bytes, xxh3-128 of the text, name, JSON; who
 speaks in which tokens, counted from the document's first."""
 SHARD_BYTES = 1 << 28
-_MEND = "restore the file or rebuild the dataset"
+MEND = "restore the file or rebuild the dataset"
 
 
 def token_dtype(vocabulary: int) -> Literal["uint16", "uint32"]:
@@ -145,11 +145,12 @@ class ShardReader:
     """
 
     def __init__(
-        self, directory: Path, info: ShardInfo, *, dtype: str, batch_tokens: int, packed: bool = False
+        self, directory: Path | str, info: ShardInfo, *, dtype: str, batch_tokens: int, packed: bool = False
     ) -> None:
         self.info = info
         self._views_kept = _UNPACKED_BATCHES_KEPT if packed else len(info.batches)
         self._directory, self._type, self._batch_tokens = directory, _TOKEN_TYPES[dtype], batch_tokens
+        self._where = f"{directory}/{info.file.name}"
         self._checked = [False] * len(info.batches)
         self._views: OrderedDict[int, Tokens] = OrderedDict()
         self._reader: Any = None
@@ -165,22 +166,21 @@ class ShardReader:
         return view
 
     def _open(self, number: int) -> Tokens:
-        path = self._directory / self.info.file.name
+        path = Path(self._directory, self.info.file.name)
         try:
             if self._reader is None:
                 self._reader = pa.ipc.open_file(map_file(path, self.info.file.bytes))
-            column = self._reader.get_batch(number).column(0)
-            column.validate()  # a damaged header must not lead outside the mapping
-            if column.type != self._type or len(column) != self._length(number):
-                raise pa.ArrowInvalid(f"{len(column)} values of {column.type}")
-            view: Tokens = column.to_numpy(zero_copy_only=True)
+            view = read_batch(self._reader, number, self._type, self._length(number))
         except (pa.ArrowException, OSError, IndexError, ValueError) as error:
-            raise UserError(f"{path}: record batch {number} cannot be read ({one_line(error)}): {_MEND}") from None
+            raise self._problem(number, f"cannot be read ({one_line(error)})") from None
         if not self._checked[number]:
             if digest_bytes(view.data) != self.info.batches[number]:
-                raise UserError(f"{path}: record batch {number} is damaged (its digest does not fit): {_MEND}")
+                raise self._problem(number, "is damaged (its digest does not fit)")
             self._checked[number] = True
         return view
+
+    def _problem(self, number: int, what: str) -> UserError:
+        return UserError(f"{self._where}: record batch {number} {what}: {MEND}")
 
     def _length(self, number: int) -> int:
         return min(self._batch_tokens, self.info.tokens - number * self._batch_tokens)
@@ -205,11 +205,24 @@ class ShardReader:
 
     def document_table(self) -> pa.RecordBatch:
         """All that is kept of each document, see `DOCUMENT_COLUMNS`. Raises UserError naming the file if damaged."""
-        path = self._directory / self.info.offsets.name
+        path = Path(self._directory, self.info.offsets.name)
         source = map_file(path, self.info.offsets.bytes)
         if digest_file(path) != self.info.offsets.digest:
-            raise UserError(f"{path} is damaged (its digest does not fit): {_MEND}")
+            raise UserError(f"{path} is damaged (its digest does not fit): {MEND}")
         return pa.ipc.open_file(source).get_batch(0)
+
+
+def read_batch(reader: Any, number: int, kind: Any, length: int) -> Tokens:
+    """Record batch `number` of an open Arrow file, which must be `length` tokens of type `kind`.
+
+    Raises pyarrow's errors, IndexError or ValueError if it is not.
+    """
+    column = reader.get_batch(number).column(0)
+    column.validate()  # a damaged header must not lead outside the mapping
+    if column.type != kind or len(column) != length:
+        raise pa.ArrowInvalid(f"{len(column)} values of {column.type}")
+    view: Tokens = column.to_numpy(zero_copy_only=True)
+    return view
 
 
 def map_file(path: Path, size: int) -> Any:
@@ -217,7 +230,7 @@ def map_file(path: Path, size: int) -> Any:
     try:
         found = path.stat().st_size
         if found != size:
-            raise UserError(f"{path} is {found} bytes long, not {size}: {_MEND}")
+            raise UserError(f"{path} is {found} bytes long, not {size}: {MEND}")
         return pa.memory_map(str(path), "r")
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {_MEND}") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}): {MEND}") from None

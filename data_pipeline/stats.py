@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.dataset import open_shards
 from data_pipeline.manifest import DatasetManifest
+from data_pipeline.places import open_shards
 from data_pipeline.shards import ShardReader
 
 _POWERS = 64

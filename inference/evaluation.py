@@ -74,7 +74,7 @@ def held_out_windows(data: DataConfig, length: int, windows: int, seed: int) -> 
     whole = sum(weight for _, weight in sources)
     chosen: list[npt.NDArray[np.int64]] = []
     for path, weight in sources:
-        dataset = TokenDataset(path, "validation")
+        dataset = TokenDataset(path, "validation", data.remote)
         available = dataset.windows(length)
         if not available:
             raise UserError(

@@ -67,5 +67,5 @@ def load_trained(path: Path) -> TrainedModel:
                 parameter[block.box.slices] = reader.read("weight", block.name)
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     model = model.to(mesh.device, dtype).eval()
-    tokenizer = TokenDataset(config.data.sources()[0][0]).open_tokenizer()
+    tokenizer = TokenDataset(config.data.sources()[0][0], remote=config.data.remote).open_tokenizer()
     return TrainedModel(model, config, tokenizer, checkpoint, manifest)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.config import is_remote
 from launch import worker
 from launch.outcome import attempt_failure, record_outcome
 from launch.recipe import dump_config
@@ -187,10 +188,14 @@ def _shown_to_mlflow(config: RunConfig, directory: RunDirectory) -> Iterator[Non
 def resolve_paths(config: RunConfig) -> RunConfig:
     """The configuration with absolute data paths, since ranks may run elsewhere."""
     data = config.data
-    path = None if data.path is None else _absolute(data.path)
-    mixture = {_absolute(p): weight for p, weight in data.mixture.items()}
-    return config.model_copy(update={"data": data.model_copy(update={"path": path, "mixture": mixture})})
+    cache = None if data.remote.cache is None else _absolute(data.remote.cache)
+    changes = {
+        "path": None if data.path is None else _absolute(data.path),
+        "mixture": {_absolute(p): weight for p, weight in data.mixture.items()},
+        "remote": data.remote.model_copy(update={"cache": cache}),
+    }
+    return config.model_copy(update={"data": data.model_copy(update=changes)})
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return path if is_remote(path) else str(Path(path).expanduser().absolute())

@@ -106,6 +106,7 @@ def _train(
         mesh.data_size,
         mesh.context_rank,
         config.parallel.context,
+        prefetch=reader.prefetch if reader.remote else None,
     )
     with ExitStack() as stack:
         fence = stack.enter_context(fenced(directory, config.lease, mesh, lease))

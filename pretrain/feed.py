@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from pretrain.batch import MicroBatch
 from pretrain.objectives.base import Sample, SampleObjective
 
 _WORD = 1 << 64
+_SAMPLES_AHEAD = 64
 
 
 class TokenReader(Protocol):
@@ -47,11 +48,16 @@ class Feed:
     data_size: int
     context_rank: int = 0
     context_size: int = 1
+    prefetch: Callable[[Iterable[int]], None] | None = None
+    """Is told, for data that is far away, which samples the next steps will need: two steps, or 64 samples."""
 
     def step(self, step: int) -> StepBatch:
         """Share of this data rank in step `step` (counted from 0)."""
         share = self.global_batch // self.data_size
         positions = range(self.data_rank * share, (self.data_rank + 1) * share)
+        if self.prefetch is not None:
+            ahead = range(step, step + 1 + max(2, -(-_SAMPLES_AHEAD // share)))
+            self.prefetch(soon * self.global_batch + j for soon in ahead for j in positions)
         samples = [self._sample(step * self.global_batch + j) for j in positions]
         low = high = 0
         for j, sample in zip(positions, samples, strict=True):

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.dataset import open_shards
 from data_pipeline.manifest import DatasetManifest
+from data_pipeline.places import open_shards
 from data_pipeline.tokenizer.base import Tokenizer
 from runtime.errors import UserError
 from runtime.progress import ProgressBar

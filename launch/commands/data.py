@@ -1,11 +1,13 @@
-"""`lacuna data build | append | merge | split | verify | stats`."""
+"""`lacuna data build | append | merge | split | verify | stats | simulate`."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.commands.output import DryRun, Json, print_json, print_table
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import DatasetManifest
@@ -113,6 +115,37 @@ def stats(
     for key, value in values.items():
         if isinstance(value, dict):
             print_table((key, ""), list(value.items()))
+
+
+@app.command()
+def simulate(
+    tokens: Annotated[float, typer.Option(min=1, help="Tokens of all data, as in 5e12.")],
+    ranks: Annotated[int, typer.Option(min=1, help="Data-parallel ranks.")],
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of a sample.")] = 4096,
+    global_batch: Annotated[int | None, typer.Option(min=1, help="Samples of a step; 4 a rank if not given.")] = None,
+    sources: Annotated[int, typer.Option(min=1, max=256, help="Datasets; shares and weights are 1 : 2 : 3 ….")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of which every sample is looked at.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Another order.")] = 0,
+    json: Json = False,
+) -> None:
+    """Walk the order of a run of any size without data: its cost to start, and whether it is a good order."""
+    from data_pipeline.simulate import Workload
+    from data_pipeline.simulate import simulate as walk
+
+    if not math.isfinite(tokens):
+        raise UserError(f"--tokens {tokens} is not a number of tokens")
+    workload = Workload(int(tokens), ranks, sequence_length, global_batch or 0, sources, seed, steps)
+    values = walk(workload, progress=not json)
+    if json:
+        print_json(values)
+        return
+    shown = {
+        key: f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+        for key, value in values.items()
+        if key != "p_values"
+    }
+    print_table(("", ""), list(shown.items()))
+    print_table(("probability that chance looks worse", ""), list(values["p_values"].items()))
 
 
 def _print_summary(path: Path, manifest: "DatasetManifest", json: bool) -> None:

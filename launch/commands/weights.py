@@ -166,7 +166,7 @@ def _tokenizer_of(checkpoint: Path, given: Path | None) -> "Tokenizer":
     if not run.config.is_file():
         raise UserError(f"{checkpoint} is not in a run directory, which names the tokenizer: give it with --tokenizer")
     config = RunConfig.parse(read_yaml(run.config), str(run.config))
-    return TokenDataset(config.data.sources()[0][0]).open_tokenizer()
+    return TokenDataset(config.data.sources()[0][0], remote=config.data.remote).open_tokenizer()
 
 
 def import_(

@@ -44,6 +44,15 @@ def test_every_document_comes_back_once(built: Path) -> None:
     assert sorted(text for text, _ in texts_of(built)) == sorted([*documents(400, 0), *HOSTILE])
 
 
+def test_no_text_becomes_a_special_id(built: Path) -> None:
+    """The corpus spells `<mask>` and the others out; EOS stands at the end of documents alone."""
+    tokenizer, ids = Tokenizer.load(built), TokenDataset(built)
+    stream = np.concatenate([shard.batch(b) for shard in ids.shards for b in range(len(shard.info.batches))])
+    assert any("<mask>" in text for text, _ in texts_of(built))
+    assert not np.isin(stream, [tokenizer.mask_id, tokenizer.bos_id, tokenizer.pad_id]).any()
+    assert np.count_nonzero(stream == tokenizer.eos_id) == ids.manifest.splits["train"].documents
+
+
 def test_what_was_dropped_is_counted(built: Path) -> None:
     source = DatasetManifest.load(built).sources[0]
     assert (source.documents, source.duplicates, source.undecodable, source.empty) == (404, 1, 1, 1)

@@ -26,6 +26,7 @@ from data_pipeline.sources.storage import File, open_filesystem
 from data_pipeline.sources.streams import chunks_of_lines, lines
 from data_pipeline.stages.config import StagesConfig
 from runtime.errors import UserError
+from tests.support.object_store import s3_server
 
 TEXTS = [*documents(60, 11), *HOSTILE]
 
@@ -301,21 +302,9 @@ def test_bad_sources(tmp_path: Path, keys: dict[str, Any], message: str) -> None
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Storage]:
-    """A bucket of a real S3 server, moto's, in this process."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    filesystem = pa.fs.S3FileSystem(
-        endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-    )
-    filesystem.create_dir("corpus")
-    yield Storage(endpoint=f"http://{host}:{port}", region="us-east-1")
-    patch.undo()
-    server.stop()
+    """A bucket of a real S3 server."""
+    with s3_server("corpus") as server:
+        yield server.storage
 
 
 def test_object_storage(bucket: Storage, everywhere: dict[str, tuple[str, Path]], tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Where a dataset lies: a directory, or a folder of an object store."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from data_pipeline.config import RemoteConfig, is_remote
+from data_pipeline.manifest import DatasetManifest, TokenizerInfo
+from data_pipeline.shards import ShardReader, map_file
+from data_pipeline.tokenizer import Tokenizer
+from runtime.errors import UserError
+from runtime.files import digest_file
+
+Split = Literal["train", "validation"]
+Batch = tuple[int, int]
+"""Numbers of a shard of a split, and of a record batch in it."""
+
+
+class Place(Protocol):
+    """What `TokenDataset` asks of the place that it lies in."""
+
+    path: Path | str
+
+    def manifest(self) -> DatasetManifest:
+        """Raises UserError if there is none or it cannot be used."""
+        ...
+
+    def shards(self, manifest: DatasetManifest, split: Split) -> Sequence[ShardReader]:
+        """Readers of a split's shards; none is opened yet."""
+        ...
+
+    def tokenizer(self, info: TokenizerInfo) -> Tokenizer:
+        """Raises UserError if it is not the one that made the shards."""
+        ...
+
+    def check(self, shards: Sequence[ShardReader]) -> None:
+        """Raise UserError naming the first shard that is missing or not as long as it was."""
+        ...
+
+    def prefetch(self, shards: Sequence[ShardReader], batches: Iterable[Batch]) -> None:
+        """Say which batches will be read soon."""
+        ...
+
+
+def open_place(path: str | Path, remote: RemoteConfig | None = None) -> Place:
+    """The place that `path` names. Raises UserError if an object store or the cache cannot be used."""
+    if isinstance(path, str) and is_remote(path):
+        from data_pipeline.remote.place import RemotePlace
+
+        return RemotePlace(path, remote or RemoteConfig())
+    return Directory(Path(path))
+
+
+def open_shards(path: Path, manifest: DatasetManifest, split: Split) -> list[ShardReader]:
+    """Readers of a split's shards in a directory; no file is touched yet."""
+    packed = manifest.build.compression != "none"
+    return [
+        ShardReader(path, info, dtype=manifest.dtype, batch_tokens=manifest.batch_tokens, packed=packed)
+        for info in manifest.splits[split].shards
+    ]
+
+
+class Directory:
+    """A dataset in a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path: Path | str = path
+        self._path = path
+
+    def manifest(self) -> DatasetManifest:
+        """See `Place`."""
+        return DatasetManifest.load(self._path)
+
+    def shards(self, manifest: DatasetManifest, split: Split) -> Sequence[ShardReader]:
+        """See `Place`."""
+        return open_shards(self._path, manifest, split)
+
+    def tokenizer(self, info: TokenizerInfo) -> Tokenizer:
+        """See `Place`."""
+        file = self._path / info.file.name
+        if file.is_file() and digest_file(file) != info.file.digest:
+            raise UserError(f"{file} is a tokenizer that is not the shards' own: restore the file")
+        return Tokenizer.load(file)
+
+    def check(self, shards: Sequence[ShardReader]) -> None:
+        """See `Place`."""
+        for shard in shards:
+            map_file(self._path / shard.info.file.name, shard.info.file.bytes)
+
+    def prefetch(self, shards: Sequence[ShardReader], batches: Iterable[Batch]) -> None:
+        """Nothing: the page cache does it."""
