@@ -76,7 +76,7 @@ class RemoteShard(ShardReader):
     def _fetch(self, number: int, patient: bool) -> memoryview:
         try:
             tokens = self._read(number, patient)
-        except (pa.ArrowException, IndexError, ValueError) as error:
+        except (pa.ArrowException, OSError, IndexError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise self._problem(number, f"cannot be read ({one_line(error)})") from None
