@@ -39,7 +39,11 @@ class Environment:
 
 
 def prepare_environment(path: Path, console: Console) -> Environment:
-    """Make the environment if it is not there; install each peer apart, so that one that fails costs only itself."""
+    """Make the environment if it is not there.
+
+    All peers are installed together, in versions that go together; if that fails, each by itself, so that one that
+    does not install costs only itself.
+    """
     python = str(path.absolute() / "bin" / "python")
     versions, missing = {}, {}
     if not Path(python).exists():
@@ -47,6 +51,7 @@ def prepare_environment(path: Path, console: Console) -> Environment:
         subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
         torch = importlib.metadata.version("torch")
         _pip(python, f"torch=={torch}")
+        _pip(python, *(peer.package for peer in PEERS.values()))
     for name, peer in PEERS.items():
         if _ask(python, f"import {peer.module}")[0]:
             _, reason = _pip(python, peer.package)
@@ -59,8 +64,8 @@ def prepare_environment(path: Path, console: Console) -> Environment:
     return Environment(python, versions, missing)
 
 
-def _pip(python: str, package: str) -> tuple[int, str]:
-    command = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", package]
+def _pip(python: str, *packages: str) -> tuple[int, str]:
+    command = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *packages]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, _last_line(done.stderr) if done.returncode else ""
 

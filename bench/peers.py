@@ -1,7 +1,7 @@
 """The data path beside other projects', in one run: `python -m bench.peers [--markdown FILE] [--json FILE]`.
 
-Peers are installed into an environment of their own (`--env`), each apart: one that does not install or run is said so
-in the tables. Every reader lives in a process and they take turns; see `bench.peer_programs`.
+Peers are installed into an environment of their own (`--env`); of one that does not install or run, the tables say so.
+Every reader lives in a process and they take turns; see `bench.peer_programs`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ def flat_mmap(task: Task) -> Batches:
     def batches(epoch: int) -> Iterator[Any]:
         order = np.random.default_rng(epoch).permutation(len(task.flat))
         for begin in range(0, len(order) - task.batch + 1, task.batch):
-            yield np.stack([task.flat[n].astype(np.int64) for n in order[begin : begin + task.batch].tolist()])
+            out = np.empty((task.batch, task.length), dtype=np.int64)
+            for row, number in enumerate(order[begin : begin + task.batch].tolist()):
+                out[row] = task.flat[number]
+            yield out
 
     return batches
 

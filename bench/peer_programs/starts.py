@@ -69,7 +69,7 @@ def litdata(windows: int, folder: Path, length: int) -> Start:
     chunk = index["chunks"][0]
     index["chunks"] = [{**chunk, "filename": f"link-{n}.bin"} for n in range(windows // _CHUNK_WINDOWS)]
     for link in index["chunks"]:
-        (data / link["filename"]).symlink_to(data / chunk["filename"])
+        (data / link["filename"]).symlink_to(chunk["filename"])
     (data / "index.json").write_text(json.dumps(index))
     return lambda: next(
         iter(litdata.StreamingDataset(str(data), item_loader=TokensLoader(block_size=length), shuffle=True))
@@ -91,7 +91,7 @@ def mosaicml_streaming(windows: int, folder: Path, length: int) -> Start:
         for n in range(windows // _CHUNK_WINDOWS)
     ]
     for link in index["shards"]:
-        (data / link["raw_data"]["basename"]).symlink_to(data / shard["raw_data"]["basename"])
+        (data / link["raw_data"]["basename"]).symlink_to(shard["raw_data"]["basename"])
     (data / "index.json").write_text(json.dumps(index))
     return lambda: next(iter(StreamingDataset(local=str(data), shuffle=True, batch_size=8)))
 
