@@ -35,7 +35,7 @@ from runtime.files import write_json
 
 LENGTH, BATCH = 4096, 8
 _WINDOWS = 1 << 14  # 128 MiB of uint16
-_BATCHES, _ROUNDS = 512, 7
+_BATCHES, _ROUNDS = 256, 5
 OURS, OURS_THREAD, MMAP, GATHER = (
     "Lacuna, in process",
     "Lacuna, prefetch thread",
