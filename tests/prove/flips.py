@@ -1,8 +1,8 @@
 """Flips single bits of a dataset's files, and writes what reading and `lacuna data verify` said into docs/data.md.
 
-`python -m tests.prove.flips` makes 200 flips in tokens and 50 of each other kind, each a pure function of its number. A flip in the tokens
-must be refused when they are read, with shard and record batch named; any other is refused or leaves the tokens as
-they were; `verify` must name the file every time.
+`python -m tests.prove.flips` makes 200 flips in tokens and 50 of each other kind, each a pure function of its number.
+A flip in the tokens must be refused when they are read, with shard and record batch named; any other is refused or
+leaves the tokens as they were; `verify` must name the file every time.
 """
 
 import argparse
