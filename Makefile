@@ -74,6 +74,14 @@ prove-build: .venv/installed-test
 prove-hangs: .venv/installed-test
 	$(BIN)/python -m tests.prove.hangs
 
+## Bits flipped in a dataset's files, each found; rewrites a table in docs/data.md
+prove-flips: .venv/installed-test
+	$(BIN)/python -m tests.prove.flips
+
+## Near-copies at known similarities, against the truth and datasketch; rewrites a table in docs/data.md
+prove-near: .venv/installed-test
+	$(BIN)/python -m tests.prove.near
+
 ## Planted scaling laws through the fits; rewrites docs/scaling/method.md
 prove-scaling: .venv/installed-test
 	$(BIN)/python -m tests.prove.scaling

@@ -145,7 +145,9 @@ def simulate(
         if key != "p_values"
     }
     print_table(("", ""), list(shown.items()))
-    print_table(("probability that chance looks worse", ""), list(values["p_values"].items()))
+    print_table(
+        ("probability that chance looks worse", ""), [(name, f"{p:.3g}") for name, p in values["p_values"].items()]
+    )
 
 
 def _print_summary(path: Path, manifest: "DatasetManifest", json: bool) -> None:
