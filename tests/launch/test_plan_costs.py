@@ -86,3 +86,13 @@ def test_the_command(here: Here) -> None:
     assert planned["device"] == "b200"
     assert "total_6nd_printed" not in planned["flops"]  # hundredths of a billion say nothing of a small model
     assert "--device 'b100' is none of" in refusal(here("plan", "demo", "--device", "b100"))
+
+
+def test_what_failures_cost_is_planned(here: Here) -> None:
+    planned = json.loads(succeeded(here("plan", "llada-8b", "--gpus", "64", "--save-seconds", "20", "--json")))
+    found, step = planned["interruptions"], planned["time"]["step_seconds"]
+    assert found["mean_hours"] == 50_000 / 64
+    assert found["best_every_seconds"] == pytest.approx((2 * 20 * 50_000 / 64 * 3600) ** 0.5, abs=step)
+    assert found["expected"] == pytest.approx(planned["time"]["gpu_hours"] / found["goodput"] / 50_000)
+    assert ": goodput " in " ".join(succeeded(here("plan", "demo")).split())
+    assert refusal(here("plan", "demo", "--restart-seconds", "0")).startswith("--restart-seconds 0.0 is no such figure")

@@ -24,6 +24,7 @@ from pretrain.goodput import Accounts, newest_accounts
 from pretrain.interruptions import best_interval, expected_goodput
 from pretrain.run_directory import RunDirectory
 from pretrain.tracking.spool import read_metrics
+from runtime.errors import Hang
 from runtime.files import read_json
 from tests.prove.page import rewrite
 from tests.prove.ui import serving
@@ -35,7 +36,9 @@ from tests.support.soak import Soak, plan_faults
 from tests.support.unreliable_server import UnreliableServer
 
 NAME = "soak"
-KINDS = {"kill": 3, "node": 1, "signal": 2, "full disk": 1, "tracker": 1}
+KINDS = {"kill": 2, "hang": 1, "node": 1, "signal": 2, "full disk": 1, "tracker": 1}
+_WATCHDOG = {"start": 60, "data": 10, "collective": 15, "step": 15, "save": 30}
+_HANG_SECONDS = 22.0  # the longest of these that matters once steps are taken, and the time for the others to answer
 _MEAN, _PACE, _DISK = 60.0, 0.25, "64m"
 _INSIDE = "LACUNA_SOAK_INSIDE"
 _MARGIN = 0.03
@@ -75,7 +78,7 @@ def prove(work: Path, disk: Path, minutes: float, seed: int, kinds: dict[str, fl
     recipe = write_recipe(work, build_dataset(write_corpus(corpus), work / "data"))
     with serving(_empty_store(work)) as target, UnreliableServer(target) as server:
         options = ["--processes", "2", f"train.steps={steps}", "checkpoint.keep=2", "tracking.enabled=true"]
-        options.append(f"tracking.uri={server.uri}")
+        options += [f"tracking.uri={server.uri}", *(f"watchdog.{key}={value}" for key, value in _WATCHDOG.items())]
         calm = leave_alone(work, recipe, options, steps)
         every = max(2, round(best_interval(calm.save_seconds, _MEAN) / _PACE))
         print(
@@ -96,7 +99,9 @@ def prove(work: Path, disk: Path, minutes: float, seed: int, kinds: dict[str, fl
         _check_mlflow(run, target, steps)
     mean = seconds / max(1, len(soak.attempts) - 1)
     after_start = 1 - calm.start_seconds / seconds
-    predicted = after_start * expected_goodput(every * _PACE, calm.save_seconds, calm.restart_seconds, mean)
+    hangs = sum(attempt.code == Hang.exit_code for attempt in soak.attempts)
+    restart = calm.restart_seconds + _HANG_SECONDS * hangs / max(1, len(soak.attempts) - 1)
+    predicted = after_start * expected_goodput(every * _PACE, calm.save_seconds, restart, mean)
     return Outcome(steps, every, seconds, accounts, predicted, mean, calm, soak)
 
 
@@ -195,7 +200,7 @@ def report(found: Outcome, minutes: float, seed: int) -> str:
         f"Time: {times}; the sum is {accounts.wall / found.seconds:.2%} of the wall time.",
         f"Goodput {accounts.goodput:.1%}; predicted for a first start of {calm.start_seconds:.1f} s, an interruption "
         f"every {found.mean_between:.0f} s and restarts of {calm.restart_seconds:.1f} s (both measured on the run that "
-        f"was left alone): {found.predicted:.1%}.",
+        f"was left alone), and {_HANG_SECONDS:g} s more where a hang must be found first: {found.predicted:.1%}.",
     ]
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ import pytest
 from launch.commands.status import duration
 from launch.run_log import job_log, rank_log
 from launch.status import last_lines, run_statuses
+from pretrain.goodput import Accounts
 from pretrain.run_directory import RunDirectory
 from runtime.errors import UserError
 from runtime.files import write_json
@@ -27,7 +28,7 @@ def run(tmp_path: Path) -> Path:
     write_json(tmp_path / "run.json", {"name": "x", "attempts": attempts})
     lines = [
         {"step": n, "time": time.time() - 50, "tokens": n * 256, "train/loss": 4.0, "perf/tokens_per_second": 128.0,
-         "perf/mfu": 0.4}
+         "perf/mfu": 0.4, **Accounts(productive=4.0 * n, restart=40.0).metrics()}
         for n in range(1, 41)
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 41, "to')
@@ -45,6 +46,8 @@ def test_the_status_of_a_stopped_run(run: Path) -> None:
     assert (found.step, found.steps, found.tokens, found.loss) == (40, 100, 40 * 256, 4.0)
     assert (found.tokens_per_second, found.mfu, found.eta_seconds) == (128.0, 0.4, 60 * 256 / 128.0)
     assert (found.checkpoint, found.restarts) == (30, 1)
+    assert found.goodput is not None
+    assert (found.goodput["share"], found.goodput["wall"], found.goodput["restart"]) == (0.8, 200.0, 40.0)
     assert 50 <= (found.silent_seconds or 0) < 100
 
 
@@ -69,6 +72,7 @@ def test_tables_and_json(run: Path) -> None:
     table = succeeded(lacuna("status", run))
     assert "stopped (asked)" in table
     assert "40/100" in table
+    assert "80.0%" in table
     (row,) = json.loads(succeeded(lacuna("status", run, "--json")))
     assert row["step"] == 40
 

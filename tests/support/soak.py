@@ -23,7 +23,7 @@ PACED = Path(__file__).parent / "paced"
 _PAUSE = 0.2
 _FULL_SECONDS, _TRACKER_SECONDS = 6.0, 15.0
 _TRACKER_FAULTS: tuple[Mode, ...] = ("refused", "black hole", "500", "cut")
-_NO_ROOM = ("free some room", "No space left on device")
+_NO_ROOM = ("free some room", "No space left on device", "could not write why")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Soak:
         attempt.said = lines[-1] if lines else ""
         self.attempts.append(attempt)
         assert "Traceback" not in said, said
-        expected = attempt.code in (0, 75, 1, -signal.SIGKILL) or any(words in said for words in _NO_ROOM)
+        expected = attempt.code in (0, 75, 76, 1, -signal.SIGKILL) or any(words in said for words in _NO_ROOM)
         assert expected, f"an attempt ended with code {attempt.code}: {said}"
 
     def _strike_all(self, faults: Sequence[Fault], began: float) -> None:
