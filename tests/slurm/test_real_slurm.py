@@ -89,6 +89,22 @@ def test_a_bad_node_is_left_out_and_the_run_finishes_on_two_others(
     (lab.root / "home/lacuna/bad-nodes-lab.json").unlink()
 
 
+def test_a_node_that_doctor_finds_bad_is_left_out_of_the_next_submission(
+    lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
+) -> None:
+    fault = 'case "$SLURMD_NODENAME" in node2) export TMPDIR=/proc/none;; esac'
+    file = cluster(python=_python(tmp_path, fault))
+    common = ["--cluster", file, "--gpus-per-node", "1"]
+    result = lab.lacuna("doctor", "--nodes", "node1,node2", *common, "--json")
+    assert "node2: temporary files: " in refusal(result, 3)
+    found = json.loads(result.stdout)
+    assert [rank["node"] for rank in found["ranks"]] == ["node1", "node2"]
+    assert list(found["exclude"]) == ["node2"]
+    dry = lab.lacuna("submit", small_recipe, *common, "--run", tmp_path / "run", "--dry-run")
+    assert "#SBATCH --exclude=node2\n" in succeeded(dry)
+    (lab.root / "home/lacuna/bad-nodes-lab.json").unlink()
+
+
 def test_before_the_time_limit_it_saves_requeues_and_goes_on_until_it_is_told_to_stop(
     lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
 ) -> None:
