@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench bench-peers prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak study-scaling clean
+.PHONY: pretrain test lint bench bench-peers prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak study-scaling study-reversal clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -106,6 +106,10 @@ study-scaling: .venv/installed
 	$(BIN)/lacuna scaling run docs/scaling/study.yaml --out runs/scaling/study --processes 2
 	$(BIN)/lacuna scaling run docs/scaling/repeats.yaml --out runs/scaling/repeats --processes 2
 	$(BIN)/lacuna scaling report runs/scaling/study runs/scaling/repeats --out docs/scaling
+
+## The reversal study: six small runs on couplets, then docs/studies/reversal.md; killed, it continues
+study-reversal: .venv/installed
+	$(BIN)/lacuna study reversal --out runs/reversal --processes 2 --report docs/studies
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -25,7 +25,8 @@ class TrainTokenizer(Settings):
 
     kind: Literal["train"]
     vocabulary: int = Field(ge=270, le=2**20)
-    model: Literal["bpe", "unigram"] = "bpe"
+    model: Literal["bpe", "unigram", "char"] = "bpe"
+    """`char`: a piece for each character; `vocabulary` is then the most there may be."""
     sample_bytes: int = Field(default=2**25, gt=0)
     coverage: float = Field(default=0.9995, gt=0.9, le=1)
     """Share of the sample's characters that get a piece of their own; the others are spelt in bytes."""
@@ -118,12 +119,15 @@ class DataConfig(Settings):
 
     Paths are directories, or `s3://bucket/folder` and `gs://bucket/folder`, which `remote` says how to read.
     `unique_tokens`: train on no more than so many tokens of `path`, whole windows from all over it, epoch by epoch.
+    `packing`: how samples are cut. `stream`: every `train.sequence_length` tokens, across documents. `document`: one
+    document a sample, filled up with padding that neither attends nor counts; a longer one gives several samples.
     """
 
     path: str | None = None
     mixture: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
     unique_tokens: int | None = Field(default=None, gt=0)
     remote: RemoteConfig = RemoteConfig()
+    packing: Literal["stream", "document"] = "stream"
 
     def sources(self) -> list[tuple[str, float]]:
         """Dataset paths with weights. Raises UserError unless exactly one of `path`, `mixture` is set."""
@@ -133,6 +137,8 @@ class DataConfig(Settings):
                 f"data.path and data.mixture: {state} of them set, set exactly one "
                 "(`lacuna data build` makes a dataset)"
             )
+        if self.unique_tokens is not None and self.packing != "stream":
+            raise UserError("data.unique_tokens counts tokens of the stream: use data.packing=stream, or leave it out")
         if self.path is not None:
             return [(self.path, 1.0)]
         if self.unique_tokens is not None:

@@ -61,8 +61,12 @@ class TokenDataset:
 
         Raises UserError naming the shard if a batch that is read for the first time is damaged.
         """
-        begin = number * length
-        assert 0 <= begin <= self.tokens - length, f"window {number} of {length} tokens is outside the stream"
+        assert 0 <= number < self.windows(length), f"window {number} of {length} tokens is outside the stream"
+        return self.read(number * length, length)
+
+    def read(self, begin: int, length: int) -> Tokens:
+        """Tokens [begin, begin + length) of the stream, read-only. Raises UserError as `window` does."""
+        assert 0 <= begin <= self.tokens - length, f"{length} tokens from {begin} on are outside the stream"
         shard = bisect_right(self._shard_starts, begin) - 1
         batch, offset = divmod(begin - self._shard_starts[shard], self._batch_tokens)
         first = self.shards[shard].batch(batch)[offset : offset + length]
@@ -91,6 +95,39 @@ class TokenDataset:
         return np.concatenate(parts)
 
 
+class StreamWindows:
+    """The stream cut every `length` tokens; a shorter rest is not used."""
+
+    def __init__(self, dataset: TokenDataset, length: int) -> None:
+        self._dataset, self._length = dataset, length
+        self.count = dataset.windows(length)
+
+    def __getitem__(self, number: int) -> Tokens:
+        return self._dataset.window(number, self._length)
+
+
+class DocumentWindows:
+    """One document a window, its EOS included; a longer one is cut every `length` tokens, so the last may be short.
+
+    Holds 16 bytes a document. Raises UserError naming the file if the documents' borders are damaged.
+    """
+
+    def __init__(self, dataset: TokenDataset, length: int) -> None:
+        self._dataset, self._length = dataset, length
+        starts = [0, *accumulate(shard.info.tokens for shard in dataset.shards)]
+        parts = [shard.documents()[0] + start for shard, start in zip(dataset.shards, starts, strict=False)]
+        self._ends = np.concatenate([np.zeros(1, dtype=np.int64), *parts])
+        windows = -(-np.diff(self._ends) // length)
+        self._first = np.concatenate([[0], np.cumsum(windows)])
+        self.count = int(self._first[-1])
+
+    def __getitem__(self, number: int) -> Tokens:
+        assert 0 <= number < self.count, f"window {number} of {self.count}"
+        document = int(np.searchsorted(self._first, number, side="right")) - 1
+        begin = int(self._ends[document]) + (number - int(self._first[document])) * self._length
+        return self._dataset.read(begin, min(self._length, int(self._ends[document + 1]) - begin))
+
+
 class _Plan(NamedTuple):
     """Where `BLOCK` consecutive samples come from; lists, since they are read one at a time."""
 
@@ -103,7 +140,7 @@ class SampleReader:
     """Sample i of a run, for any i >= 0: a pure function of (data, sequence_length, seed, i).
 
     Every epoch over a source visits each of its windows once, in an order of its own. `digest` identifies the
-    token streams and weights: with equal digest, length, seed and split, all samples are equal.
+    token streams, weights and packing: with equal digest, length, seed and split, all samples are equal.
     """
 
     def __init__(self, config: DataConfig, sequence_length: int, seed: int, split: Split = "train") -> None:
@@ -113,15 +150,21 @@ class SampleReader:
         self.sequence_length = sequence_length
         self.datasets = [TokenDataset(path, split, config.remote) for path, _ in sources]
         self.remote = any(is_remote(path) for path, _ in sources)
+        if self.remote and config.packing != "stream":
+            raise UserError(f"data.packing={config.packing} needs the data on disk: copy it there, or use stream")
         self.manifests = [dataset.manifest for dataset in self.datasets]
         self._names = [path for path, _ in sources]
-        self._windows = [dataset.windows(sequence_length) for dataset in self.datasets]
+        cut = DocumentWindows if config.packing == "document" else StreamWindows
+        self._cuts = [cut(dataset, sequence_length) for dataset in self.datasets]
+        self._windows = [windows.count for windows in self._cuts]
         self._check(split)
         weights = [weight for _, weight in sources]
         self._mixture = Mixture(weights, derive_key(seed, "mixture"))
         self._keys = [derive_key(seed, "order", manifest.stream_digest) for manifest in self.manifests]
         self._plans: OrderedDict[int, _Plan] = OrderedDict()
         identity: list[object] = [[m.stream_digest, weight] for m, weight in zip(self.manifests, weights, strict=True)]
+        if config.packing != "stream":
+            identity.append(["packing", config.packing])
         self._subset: Permutation | None = None
         if config.unique_tokens is not None:
             self._subset = Permutation(self._windows[0], derive_key(0, "unique", self.manifests[0].stream_digest))
@@ -177,10 +220,12 @@ class SampleReader:
         return _Plan(sources.tolist(), epochs.tolist(), windows.tolist())
 
     def tokens(self, i: int) -> npt.NDArray[np.int64]:
-        """Token ids of sample `i`, shape [sequence_length]. Raises UserError naming a damaged shard."""
+        """Token ids of sample `i`, shape [sequence_length], or fewer if the packing gives short ones.
+
+        Raises UserError naming a damaged shard.
+        """
         plan, position = self._plan_of(i)
-        dataset = self.datasets[plan.sources[position]]
-        return dataset.window(plan.windows[position], self.sequence_length).astype(np.int64)
+        return self._cuts[plan.sources[position]][plan.windows[position]].astype(np.int64)
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Say which samples will be read soon."""
@@ -191,10 +236,9 @@ class SampleReader:
             self.datasets[source].prefetch(numbers, self.sequence_length)
 
     def batch(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Token ids of the samples `indices`, shape [len(indices), sequence_length]."""
+        """Token ids of the samples `indices`, shape [len(indices), sequence_length]; none of them may be short."""
         out = np.empty((len(indices), self.sequence_length), dtype=np.int64)
         for row, i in enumerate(indices):
             plan, position = self._plan_of(i)
-            dataset = self.datasets[plan.sources[position]]
-            out[row] = dataset.window(plan.windows[position], self.sequence_length)
+            out[row] = self._cuts[plan.sources[position]][plan.windows[position]]
         return out

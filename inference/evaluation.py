@@ -68,8 +68,12 @@ def evaluate(trained: TrainedModel, windows: int, draws: int, seed: int = 0, sho
 def held_out_windows(data: DataConfig, length: int, windows: int, seed: int) -> npt.NDArray[np.int64]:
     """At most `windows` windows of the validation splits, [windows, length]; sources of a mixture by their weights.
 
-    Raises UserError naming a dataset whose validation split has no window.
+    Raises UserError naming a dataset whose validation split has no window, or if samples are not cut from the stream.
     """
+    if data.packing != "stream":
+        raise UserError(
+            f"data.packing={data.packing}: held-out windows are cut from the stream: use data.packing=stream"
+        )
     sources = data.sources()
     whole = sum(weight for _, weight in sources)
     chosen: list[npt.NDArray[np.int64]] = []

@@ -16,6 +16,7 @@ from launch.commands import (
     run,
     scaling,
     status,
+    study,
     submit,
     tokenizer,
     track,
@@ -35,6 +36,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(track.app, name="track")
 app.add_typer(scaling.app, name="scaling")
+app.add_typer(study.app, name="study")
 run.register(app)
 model.register(app)
 submit.register(app)

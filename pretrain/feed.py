@@ -20,7 +20,7 @@ class TokenReader(Protocol):
     """Tokens of a global sample, as `data_pipeline.dataset.SampleReader` gives them."""
 
     def tokens(self, index: int) -> np.ndarray:
-        """int64 [sequence_length]."""
+        """int64 [sequence_length], or fewer for a sample that must be padded."""
         ...
 
 

@@ -20,6 +20,7 @@ from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.objectives.base import SampleObjective
 from pretrain.objectives.masked import MaskedSamples
 from pretrain.objectives.noise import NoiseSource
+from pretrain.objectives.padded import PaddedSamples
 from pretrain.resume import check_continues, way_out
 from pretrain.run_directory import RunDirectory
 from pretrain.saves import Saves
@@ -47,6 +48,13 @@ def build_objective(config: RunConfig, tokenizer: TokenizerInfo) -> SampleObject
             f"model.vocabulary={config.model.vocabulary} is less than the tokenizer's {tokenizer.vocabulary} ids: "
             f"set model.vocabulary={tokenizer.vocabulary} or build the data with a smaller one"
         )
+    samples = _samples(config, tokenizer)
+    if config.data.packing == "document":
+        return PaddedSamples(samples, config.train.sequence_length, tokenizer.pad_id)
+    return samples
+
+
+def _samples(config: RunConfig, tokenizer: TokenizerInfo) -> SampleObjective:
     objective, train = config.objective, config.train
     if objective.kind == "autoregressive":
         return AutoregressiveSamples(tokenizer.bos_id)

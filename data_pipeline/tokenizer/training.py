@@ -3,10 +3,11 @@
 import io
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import sentencepiece
 
-from data_pipeline.tokenizer.piece_model import FOR_CHATS, NEEDED
+from data_pipeline.tokenizer.piece_model import FOR_CHATS, NEEDED, SPACE
 from runtime.errors import UserError, one_line
 
 _SENTENCE_CHARACTERS = 1000
@@ -24,6 +25,8 @@ def train_tokenizer(
     Raises UserError if the text is too small, or has too many different characters, for the vocabulary.
     """
     out = io.BytesIO()
+    # a text without blanks would leave the space without a piece, and its sign would be spelt in bytes
+    also: dict[str, Any] = {"required_chars": SPACE} if model == "char" else {}
     free = [f"<|reserved_{number}|>" for number in range(reserved)]
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -46,6 +49,7 @@ def train_tokenizer(
             pad_id=3,
             max_sentence_length=4 * _SENTENCE_CHARACTERS + 1,
             num_threads=_TRAINING_THREADS,
+            **also,
             minloglevel=2,
         )
     except RuntimeError as error:

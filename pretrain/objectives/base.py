@@ -48,5 +48,8 @@ class SampleObjective(Protocol):
     """Turns the tokens of global sample `index` into a training sample."""
 
     def prepare(self, tokens: np.ndarray, index: int) -> Sample:
-        """`tokens` int64 [S] → the sample. Pure function of its arguments and the objective's settings."""
+        """`tokens` int64 [S], or fewer, → the sample of as many positions.
+
+        Pure function of its arguments and the objective's settings.
+        """
         ...

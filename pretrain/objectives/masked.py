@@ -24,8 +24,10 @@ class MaskedSamples:
     def prepare(self, tokens: np.ndarray, index: int) -> Sample:
         """See `SampleObjective.prepare`."""
         noise = self.noise.draw(index)
-        inputs = np.where(noise.masked, self.mask_id, tokens)
-        inputs[noise.length :] = self.pad_id
-        positions = np.flatnonzero(noise.masked)
+        length = min(noise.length, len(tokens))
+        masked = noise.masked[: len(tokens)]
+        inputs = np.where(masked, self.mask_id, tokens)
+        inputs[length:] = self.pad_id
+        positions = np.flatnonzero(masked)
         weights = np.full(len(positions), 1.0 / noise.probability, dtype=np.float32)
-        return Sample(inputs, positions, tokens[positions], weights, noise.level, noise.length)
+        return Sample(inputs, positions, tokens[positions], weights, noise.level, length)

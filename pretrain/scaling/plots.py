@@ -38,7 +38,7 @@ _STYLE = {
 def plot_isoflop(study: Study, out: Path) -> None:
     """Loss against size at every budget with its parabola and lowest point, a panel for each family."""
     fitted = [fits for fits in study.fits if fits.isoflop]
-    with _figure(out, 1, len(fitted), (5.4 * len(fitted), 4.4)) as panels:
+    with figure(out, 1, len(fitted), (5.4 * len(fitted), 4.4)) as panels:
         for axes, fits in zip(panels, fitted, strict=True):
             assert fits.isoflop is not None
             curves = fits.isoflop.curves
@@ -63,7 +63,7 @@ def _draw_curve(axes: Any, curve: Curve, colour: str, shade: float) -> None:
 def plot_frontier(study: Study, out: Path) -> None:
     """Best size, data and loss against compute: optima, power laws, 95 % intervals, all families."""
     names = (("size", "parameters", "best N"), ("data", "tokens", "best D"), ("loss", "loss", "least loss (nats)"))
-    with _figure(out, 1, 3, (14, 4.2)) as panels:
+    with figure(out, 1, 3, (14, 4.2)) as panels:
         for axes, (law_name, value, label) in zip(panels, names, strict=True):
             for fits in study.fits:
                 if fits.isoflop is None:
@@ -89,7 +89,7 @@ def _labelled(family: str, law: PowerLaw) -> str:
 
 def plot_loss(study: Study, out: Path) -> None:
     """Loss of every fresh-data point against its compute, with the parametric law's frontier and its interval."""
-    with _figure(out, 1, 1, (7.4, 4.8)) as (axes,):
+    with figure(out, 1, 1, (7.4, 4.8)) as (axes,):
         for fits in study.fits:
             colour = _colour(study, fits.family)
             fresh = [point for point in fits.points if point.epochs <= 1.01]
@@ -116,7 +116,7 @@ def plot_loss(study: Study, out: Path) -> None:
 def plot_repeats(study: Study, out: Path) -> None:
     """Loss against epochs for each number of unique tokens, a panel for each family, with the fitted law."""
     with_repeats = [fits for fits in study.fits if any(point.epochs > 1.01 for point in fits.points)]
-    with _figure(out, 1, len(with_repeats), (5.4 * len(with_repeats), 4.4)) as panels:
+    with figure(out, 1, len(with_repeats), (5.4 * len(with_repeats), 4.4)) as panels:
         for axes, fits in zip(panels, with_repeats, strict=True):
             groups = repeat_groups(fits.points)
             for shade, (label, group) in zip(np.linspace(0.4, 1.0, len(groups)), groups.items(), strict=True):
@@ -175,7 +175,8 @@ def _colour(study: Study, family: str) -> str:
 
 
 @contextmanager
-def _figure(out: Path, rows: int, columns: int, inches: tuple[float, float]) -> Iterator[list[Any]]:
+def figure(out: Path, rows: int, columns: int, inches: tuple[float, float]) -> Iterator[list[Any]]:
+    """Axes of `rows` × `columns` panels in the style of all studies; at the end the picture goes to `out` as PNG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -156,3 +156,16 @@ def test_models_that_change_text_are_refused(tmp_path: Path) -> None:
         )
         with pytest.raises(UserError, match=problem):
             Tokenizer.load(tmp_path / f"{name}.model")
+
+
+def test_a_vocabulary_of_characters() -> None:
+    """A piece for each character and the space, though no text has one; others are spelt in bytes."""
+    texts = ["红豆生南国，春来发几枝", "愿君多采撷，此物最相思"]
+    made = PieceTokenizer(train_tokenizer(texts, 1000, "char", 1.0))
+    characters = set("".join(texts))
+    special, blanks = 4 + 1 + 3, 2 + 1  # mask and those of chats beside SentencePiece's own; line feed, tab, space
+    assert made.vocabulary == 256 + special + blanks + len(characters)
+    for text in texts:
+        assert [made.piece(i) for i in made.encode(text)] == list(text)
+    assert made.decode(made.encode("红 blue\n豆")) == "红 blue\n豆"
+    assert len(made.encode("x")) == 1  # a byte
