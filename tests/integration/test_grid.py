@@ -11,7 +11,7 @@ import pytest
 from tests.support.compare import Distance, distance, float32_drift, reference
 from tests.support.grid import Case, all_cases, pairwise, run_cases
 
-# fp32 against float64: measured at most 1.5e-7, 1.0e-6, 1.4e-6 and 1.4e-3 (docs/parallelism.md)
+# fp32 against float64: measured at most 1.5e-7, 1.3e-6, 1.6e-6 and 2.5e-3 (docs/parallelism.md)
 FP32 = Distance(True, loss=1e-5, grad_norm=1e-5, gradient=1e-5, weight=1e-2)
 SECONDS_PER_LAUNCH = 420
 

@@ -1,6 +1,6 @@
 """Runs the grid of layouts and writes its table into docs/parallelism.md.
 
-`python -m tests.prove.grid` runs every combination (about an hour on two cores, an estimate), where the overlap
+`python -m tests.prove.grid` runs every combination (about an hour on two cores), where the overlap
 switches, which change no arithmetic, stand in the pairwise cover only; `--cases cover` the ones that CI runs.
 Results are kept in `runs/grid`, so that a stopped proof continues with the launches that are missing.
 """
