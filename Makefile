@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench bench-peers prove prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak study-scaling study-reversal clean
+.PHONY: pretrain test lint bench bench-peers prove prove-slow prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak study-scaling study-reversal clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -15,7 +15,11 @@ pretrain: .venv/installed
 
 ## Everything that checks the project
 test: .venv/installed-test slurm lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=40
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+## The tests that take tens of seconds each
+prove-slow: .venv/installed-test slurm
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -40,7 +44,7 @@ bench-peers: .venv/installed-test
 	$(BIN)/python -m bench.peers --markdown docs/benchmarks.md
 
 ## The longer proofs, with reports under docs/
-prove: prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak
+prove: prove-slow prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak
 
 ## Every combination of layouts against the plain reference (76 minutes on two cores that had other work too); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test

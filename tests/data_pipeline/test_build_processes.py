@@ -36,6 +36,7 @@ def test_the_cut_of_the_work_changes_nothing(tmp_path: Path, part_bytes: int) ->
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_builds_go_on_where_they_were(tmp_path: Path) -> None:
     kills = list(prove(3, tmp_path, seed=3))
     assert all(kill.identical for kill in kills)

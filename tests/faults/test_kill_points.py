@@ -25,7 +25,7 @@ def _chosen(known: dict[Setting, Reference]) -> list[Point]:
     return [next(p for p in points if (p.place, p.setting) == kind) for kind in wanted]
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 3])
 def test_a_killed_run_ends_as_if_nothing_had_been(known: Known, number: int) -> None:
     work, references = known
     point = _chosen(references)[number]

@@ -13,6 +13,7 @@ from tests.support.simulated import needs_cpu
 
 @needs_cpu
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_megatron_and_deepspeed_load_each_other(tmp_path: Path) -> None:
     pairs = list(prove(["tp2", "deepspeed dp2 zero3"], tmp_path))
     assert len(pairs) == 4

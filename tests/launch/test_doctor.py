@@ -160,6 +160,7 @@ def test_one_process_and_a_recipe(here: Here, recipe: Path, tmp_path: Path, monk
     assert refusal(here("doctor", "--nodes", "a b"), 2).startswith("--nodes 'a b' is neither a number nor a list")
 
 
+@pytest.mark.slow
 def test_three_ranks_measure_each_other_and_a_slow_one_is_remembered(tmp_path: Path) -> None:
     """Under torchrun, each rank on a "node" of its own; the products of one of them are slowed down."""
     script = tmp_path / "rank.py"

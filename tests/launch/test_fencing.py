@@ -64,7 +64,7 @@ def test_a_rank_started_by_hand_is_refused_while_a_launcher_trains(here: Here, r
     assert _lease(run)["released"] is True
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_orphan_that_wakes_after_its_job_was_requeued(recipe: Path, tmp_path: Path, processes: int) -> None:
     """Its ranks sleep while the job's next start trains to the end; then they wake and write nothing."""
     run = tmp_path / "run"
@@ -122,6 +122,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(
     assert _outcomes(run) == ["stopped"]
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_and_saves_without_any_signal(recipe: Path, tmp_path: Path) -> None:
     run, endless = tmp_path / "run", ["train.steps=1000000", "checkpoint.every=1000000", "train.time_reserve=1"]
     began = time.monotonic()

@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from pretrain.tracking.spool import read_metrics
 from tests.support.command_line import lacuna, refusal, succeeded
 from tests.support.hang_points import hang, limits
@@ -20,6 +22,7 @@ def _trace(path: Path, steps: int) -> None:
     assert "aten::mm" in names
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_slow_and_then_hangs_in_a_step(recipe: Path, tmp_path: Path) -> None:
     """It is named as slow, then as hung; stacks of both; every rank ends with code 76; steps 5 and 6 are traced."""
     run, plan = tmp_path / "run", {"rank": 1, "where": "step", "step": 60, "slow": 4}

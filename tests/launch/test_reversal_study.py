@@ -36,6 +36,7 @@ def study(here: Here, poems: Path, out: Path, *more: str) -> dict[str, object]:
     return dict(json.loads(succeeded(found)))
 
 
+@pytest.mark.slow
 def test_a_study_and_its_continuation(poems: Path, tmp_path: Path, here: Here) -> None:
     out = tmp_path / "study"
     planned = study(here, poems, out, "--dry-run")

@@ -102,6 +102,7 @@ def test_intervals_of_parabolas_cover_the_truth() -> None:
     assert hits.min() < 100, "intervals that always hold say nothing"
 
 
+@pytest.mark.slow
 def test_intervals_of_the_parametric_law_cover_the_truth() -> None:
     """A few draws here; 100 in `python -m tests.prove.scaling`."""
     hits = 0

@@ -36,6 +36,7 @@ def sweep(small_recipe: Path, tmp_path: Path) -> Path:
     return tmp_path / "sweep.yaml"
 
 
+@pytest.mark.slow
 def test_every_point_is_a_task_and_the_table_is_that_of_a_pool(lab: SlurmLab, sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "lab.yaml").write_text(yaml.safe_dump(CPU.model_dump(mode="json", exclude_defaults=True)))
     out = tmp_path / "it's out"
