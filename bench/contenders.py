@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 
 from bench.workload import build_feed
-from parallel.engines.base import decay_groups
+from parallel.checkpoint.store import Progress
+from parallel.engines.base import Engine, decay_groups
 from parallel.mesh import Mesh, close_process_group
 from pretrain.config import RunConfig
 from pretrain.feed import StepBatch
@@ -27,6 +28,7 @@ from pretrain.guards import Guard
 from pretrain.initialise import initialise
 from pretrain.loop import Hooks, agree, learning_rate, train
 from pretrain.model import Transformer
+from pretrain.saves import Saves
 from pretrain.tracking.spool import Spool
 from runtime.environment import RankInfo
 from runtime.signals import StopRequest
@@ -122,6 +124,19 @@ class EngineSteps(_OwnBatches):
         return result.loss_sum / agreed.tokens
 
 
+class _NoSaves(Saves):
+    """Saves of a run that is not kept."""
+
+    def __init__(self, config: RunConfig, root: Path, engine: Engine) -> None:
+        def describe(step: int, guard: Guard) -> Progress:
+            raise AssertionError("nothing is saved")
+
+        super().__init__(config.checkpoint, root, engine, describe, saved=0)
+
+    def begin(self, step: int, guard: Guard) -> None:
+        """Saves nothing."""
+
+
 class WholeLoop:
     """`pretrain.loop.train` itself: prefetch, noise, digests, agreement, step, metrics written to a file."""
 
@@ -130,7 +145,7 @@ class WholeLoop:
 
         self._config, self._guard = config, Guard(config.guard)
         self._engine, self._feed = build_engine(config, mesh), build_feed(config)
-        self._spool = Spool(spool)
+        self._spool, self._saves = Spool(spool), _NoSaves(config, spool.parent, self._engine)
 
     def __call__(self, first: int, count: int) -> Steps:
         ends: list[float] = []
@@ -141,7 +156,7 @@ class WholeLoop:
             lines.append(values)
             ends.append(time.perf_counter())
 
-        hooks = Hooks(metrics=report, save=lambda _step, _guard: None)
+        hooks = Hooks(metrics=report, saves=self._saves)
         begin = time.perf_counter()
         span = range(first, first + count)
         train(self._config, self._engine, self._feed, span, self._guard, hooks, StopRequest())
