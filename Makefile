@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: pretrain test lint bench bench-peers prove prove-slow prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak study-scaling study-reversal clean
+.PHONY: pretrain test lint bench bench-peers prove prove-slow prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-order prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak study-scaling study-reversal clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
 pretrain: .venv/installed
@@ -44,7 +44,7 @@ bench-peers: .venv/installed-test
 	$(BIN)/python -m bench.peers --markdown docs/benchmarks.md
 
 ## The longer proofs, with reports under docs/
-prove: prove-slow prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak
+prove: prove-slow prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-order prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak
 
 ## Every combination of layouts against the plain reference (76 minutes on two cores that had other work too); rewrites docs/parallelism.md
 prove-grid: .venv/installed-test
@@ -85,6 +85,10 @@ prove-flips: .venv/installed-test
 ## Near-copies at known similarities, against the truth and datasketch; rewrites a table in docs/data.md
 prove-near: .venv/installed-test
 	$(BIN)/python -m tests.prove.near
+
+## One run of 4, 2, 3 and 8 processes reads what one process reads; rewrites its table in docs/data.md
+prove-order: .venv/installed-test
+	$(BIN)/python -m tests.prove.order
 
 ## Planted scaling laws through the fits; rewrites docs/scaling/method.md
 prove-scaling: .venv/installed-test

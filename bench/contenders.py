@@ -22,11 +22,12 @@ from bench.workload import build_feed
 from parallel.checkpoint.store import Progress
 from parallel.engines.base import Engine, decay_groups
 from parallel.mesh import Mesh, close_process_group
+from pretrain.agreement import agree
 from pretrain.config import RunConfig
 from pretrain.feed import StepBatch
 from pretrain.guards import Guard
 from pretrain.initialise import initialise
-from pretrain.loop import Hooks, agree, learning_rate, train
+from pretrain.loop import Hooks, learning_rate, train
 from pretrain.model import Transformer
 from pretrain.saves import Saves
 from pretrain.tracking.spool import Spool

@@ -27,9 +27,9 @@ import typer
 from bench.live import LiveTensors
 from launch.recipe import load_recipe
 from parallel.mesh import Mesh, close_process_group
+from pretrain.agreement import agree
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
-from pretrain.loop import agree
 from pretrain.memory import BUCKET, memory_by_stage
 from pretrain.objectives.autoregressive import AutoregressiveSamples
 from runtime.environment import RankInfo

@@ -1,16 +1,18 @@
 """Settings of a dataset build, and of the data a run reads."""
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.sources.config import SourceConfig, Storage
 from data_pipeline.stages.config import StagesConfig
-from runtime.errors import UserError
+from runtime.errors import UserError, suggestion
 from runtime.settings import Settings
 
 Form = Literal["text", "chats", "preferences"]
+Packing = Literal["stream", "document", "best_fit"]
 SPECIAL_ROLES = ("mask", "bos", "eos", "pad", "header_start", "header_end", "turn_end")
 """What special ids stand for; the first four every tokenizer needs, the others chats need."""
 
@@ -114,23 +116,55 @@ class RemoteConfig(Storage):
     """Seconds for which a read that fails is tried again."""
 
 
+class SegmentConfig(Settings):
+    """Other weights or sources from an optimizer step (counted from 0) or a sample of the run on."""
+
+    from_step: int | None = Field(default=None, gt=0)
+    from_sample: int | None = Field(default=None, gt=0)
+    mixture: dict[str, float] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if (self.from_step is None) == (self.from_sample is None):
+            raise ValueError("give exactly one of from_step and from_sample")
+        return self
+
+    def start(self, global_batch: int | None) -> int:
+        """Its first sample. Raises UserError for a step where the samples of a step are not known."""
+        if self.from_sample is not None:
+            return self.from_sample
+        assert self.from_step is not None
+        if global_batch is None:
+            raise UserError("data.segments: from_step needs a run with steps: use from_sample")
+        return self.from_step * global_batch
+
+
 class DataConfig(Settings):
     """The data of a run: one dataset (`path`), or several with weights (`mixture`: path to weight).
 
     Paths are directories, or `s3://bucket/folder` and `gs://bucket/folder`, which `remote` says how to read.
     `unique_tokens`: train on no more than so many tokens of `path`, whole windows from all over it, epoch by epoch.
+    `segments`: later weights and sources. `max_epochs`: how often the windows of a source (or of each) are given at
+    most; then the others of the segment go on.
     `packing`: how samples are cut. `stream`: every `train.sequence_length` tokens, across documents. `document`: one
     document a sample, filled up with padding that neither attends nor counts; a longer one gives several samples.
+    `best_fit`: the same pieces of documents, as many together as fit.
+    `document_mask`: no token attends to another document. `on_corrupt`: what a batch of tokens does whose digest does
+    not fit: end the run, or take its samples out of the loss.
     """
 
     path: str | None = None
     mixture: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
     unique_tokens: int | None = Field(default=None, gt=0)
     remote: RemoteConfig = RemoteConfig()
-    packing: Literal["stream", "document"] = "stream"
+    segments: list[SegmentConfig] = []  # noqa: RUF012
+    max_epochs: float | dict[str, float] | None = None
+    packing: Packing = "stream"
+    document_mask: bool = False
+    on_corrupt: Literal["stop", "quarantine"] = "stop"
 
     def sources(self) -> list[tuple[str, float]]:
-        """Dataset paths with weights. Raises UserError unless exactly one of `path`, `mixture` is set."""
+        """Dataset paths with weights, of the first segment. Raises UserError unless one of `path`, `mixture` is set."""
         if (self.path is not None) == bool(self.mixture):
             state = "both" if self.mixture else "neither"
             raise UserError(
@@ -139,11 +173,61 @@ class DataConfig(Settings):
             )
         if self.unique_tokens is not None and self.packing != "stream":
             raise UserError("data.unique_tokens counts tokens of the stream: use data.packing=stream, or leave it out")
+        if self.unique_tokens is not None and (self.path is None or self.segments):
+            raise UserError("data.unique_tokens is for a single dataset: use data.path, or leave it out")
         if self.path is not None:
             return [(self.path, 1.0)]
-        if self.unique_tokens is not None:
-            raise UserError("data.unique_tokens is for a single dataset: use data.path, or leave it out")
-        for path, weight in self.mixture.items():
-            if not (math.isfinite(weight) and weight > 0):
-                raise UserError(f"data.mixture: the weight of {path!r} is {weight}, give a positive finite number")
-        return list(self.mixture.items())
+        return _weighed("data.mixture", self.mixture)
+
+    def segments_from(self, global_batch: int | None) -> list[tuple[int, list[tuple[str, float]]]]:
+        """First sample, and paths with weights, of each segment. Raises UserError for what `sources` refuses, or
+        segments that do not begin one after the other."""
+        found = [(0, self.sources())]
+        for number, segment in enumerate(self.segments):
+            start = segment.start(global_batch)
+            if start <= found[-1][0]:
+                raise UserError(
+                    f"data.segments.{number}: begins at sample {start}, not after {found[-1][0]}: put them in order"
+                )
+            found.append((start, _weighed(f"data.segments.{number}.mixture", segment.mixture)))
+        return found
+
+    def paths(self) -> list[str]:
+        """Every dataset of the run, in the order of its first appearance."""
+        weighed = [self.mixture, *(segment.mixture for segment in self.segments)]
+        return list(dict.fromkeys([*([self.path] if self.path is not None else []), *(p for m in weighed for p in m)]))
+
+    def with_paths(self, change: Callable[[str], str]) -> Self:
+        """The same data with every path changed."""
+        caps = self.max_epochs
+        return self.model_copy(
+            update={
+                "path": None if self.path is None else change(self.path),
+                "mixture": {change(path): weight for path, weight in self.mixture.items()},
+                "segments": [
+                    segment.model_copy(update={"mixture": {change(p): w for p, w in segment.mixture.items()}})
+                    for segment in self.segments
+                ],
+                "max_epochs": {change(p): cap for p, cap in caps.items()} if isinstance(caps, dict) else caps,
+            }
+        )
+
+    def cap_of(self, path: str) -> float | None:
+        """How many epochs the source may give, if that is limited."""
+        return self.max_epochs.get(path) if isinstance(self.max_epochs, dict) else self.max_epochs
+
+    def check_caps(self, paths: Iterable[str]) -> None:
+        """Raise UserError for a cap that is not positive, or of no source of the run."""
+        caps = self.max_epochs if isinstance(self.max_epochs, dict) else {"": self.max_epochs}
+        for path, cap in caps.items():
+            if path and path not in paths:
+                raise UserError(f"data.max_epochs: {path!r} is no source of the run{suggestion(path, paths)}")
+            if cap is not None and cap <= 0:
+                raise UserError(f"data.max_epochs: {cap} is no number of epochs: give one above 0")
+
+
+def _weighed(key: str, mixture: dict[str, float]) -> list[tuple[str, float]]:
+    for path, weight in mixture.items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise UserError(f"{key}: the weight of {path!r} is {weight}, give a positive finite number")
+    return list(mixture.items())

@@ -4,6 +4,7 @@ import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -12,15 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import DataConfig, RemoteConfig, is_remote
-from data_pipeline.mixture import BLOCK, Mixture
-from data_pipeline.order import Permutation, derive_key
+from data_pipeline.order import Indices, Permutation, derive_key
 from data_pipeline.places import Batch, Split, open_place
+from data_pipeline.plan import SamplePlan, Segment
 from data_pipeline.shards import Tokens
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.windows import open_windows
 from runtime.errors import UserError
 from runtime.files import digest_bytes
 
-_PLANS_KEPT = 8
+_CHUNK = 1024
+_CHUNKS_KEPT = 8
 
 
 class TokenDataset:
@@ -31,6 +34,7 @@ class TokenDataset:
         self._place = open_place(path, remote)
         self.path = self._place.path
         self.manifest = self._place.manifest()
+        self.split = split
         if split not in self.manifest.splits:
             raise UserError(f"{self.path} has no split {split!r}: it has {', '.join(self.manifest.splits)}")
         info = self.manifest.splits[split]
@@ -95,41 +99,8 @@ class TokenDataset:
         return np.concatenate(parts)
 
 
-class StreamWindows:
-    """The stream cut every `length` tokens; a shorter rest is not used."""
-
-    def __init__(self, dataset: TokenDataset, length: int) -> None:
-        self._dataset, self._length = dataset, length
-        self.count = dataset.windows(length)
-
-    def __getitem__(self, number: int) -> Tokens:
-        return self._dataset.window(number, self._length)
-
-
-class DocumentWindows:
-    """One document a window, its EOS included; a longer one is cut every `length` tokens, so the last may be short.
-
-    Holds 16 bytes a document. Raises UserError naming the file if the documents' borders are damaged.
-    """
-
-    def __init__(self, dataset: TokenDataset, length: int) -> None:
-        self._dataset, self._length = dataset, length
-        starts = [0, *accumulate(shard.info.tokens for shard in dataset.shards)]
-        parts = [shard.documents()[0] + start for shard, start in zip(dataset.shards, starts, strict=False)]
-        self._ends = np.concatenate([np.zeros(1, dtype=np.int64), *parts])
-        windows = -(-np.diff(self._ends) // length)
-        self._first = np.concatenate([[0], np.cumsum(windows)])
-        self.count = int(self._first[-1])
-
-    def __getitem__(self, number: int) -> Tokens:
-        assert 0 <= number < self.count, f"window {number} of {self.count}"
-        document = int(np.searchsorted(self._first, number, side="right")) - 1
-        begin = int(self._ends[document]) + (number - int(self._first[document])) * self._length
-        return self._dataset.read(begin, min(self._length, int(self._ends[document + 1]) - begin))
-
-
-class _Plan(NamedTuple):
-    """Where `BLOCK` consecutive samples come from; lists, since they are read one at a time."""
+class _Chunk(NamedTuple):
+    """Where consecutive samples come from; lists, since they are read one at a time."""
 
     sources: list[int]
     epochs: list[int]
@@ -143,95 +114,153 @@ class SampleReader:
     token streams, weights and packing: with equal digest, length, seed and split, all samples are equal.
     """
 
-    def __init__(self, config: DataConfig, sequence_length: int, seed: int, split: Split = "train") -> None:
-        """Raises UserError for a source that is missing, too short for a sample, or of another tokenizer."""
+    def __init__(
+        self,
+        config: DataConfig,
+        sequence_length: int,
+        seed: int,
+        split: Split = "train",
+        global_batch: int | None = None,
+    ) -> None:
+        """`global_batch`: samples of a step, for segments that begin with a step.
+
+        Raises UserError for a source that is missing, too short for a sample, or of another tokenizer.
+        """
         assert sequence_length >= 1
-        sources = config.sources()
+        segments = config.segments_from(global_batch)
+        self.names = config.paths()
+        config.check_caps(self.names)
         self.sequence_length = sequence_length
-        self.datasets = [TokenDataset(path, split, config.remote) for path, _ in sources]
-        self.remote = any(is_remote(path) for path, _ in sources)
-        if self.remote and config.packing != "stream":
-            raise UserError(f"data.packing={config.packing} needs the data on disk: copy it there, or use stream")
+        self.datasets = [TokenDataset(path, split, config.remote) for path in self.names]
+        self.remote = any(is_remote(path) for path in self.names)
         self.manifests = [dataset.manifest for dataset in self.datasets]
-        self._names = [path for path, _ in sources]
-        cut = DocumentWindows if config.packing == "document" else StreamWindows
-        self._cuts = [cut(dataset, sequence_length) for dataset in self.datasets]
-        self._windows = [windows.count for windows in self._cuts]
-        self._check(split)
-        weights = [weight for _, weight in sources]
-        self._mixture = Mixture(weights, derive_key(seed, "mixture"))
+        self._check_tokenizers()
+        self._cuts = [open_windows(dataset, sequence_length, config.packing) for dataset in self.datasets]
+        self.windows = [windows.count for windows in self._cuts]
+        self._check_lengths(split)
         self._keys = [derive_key(seed, "order", manifest.stream_digest) for manifest in self.manifests]
-        self._plans: OrderedDict[int, _Plan] = OrderedDict()
-        identity: list[object] = [[m.stream_digest, weight] for m, weight in zip(self.manifests, weights, strict=True)]
-        if config.packing != "stream":
-            identity.append(["packing", config.packing])
+        self._chunks: OrderedDict[int, _Chunk] = OrderedDict()
+        self._settings: list[list[object]] = []
         self._subset: Permutation | None = None
         if config.unique_tokens is not None:
-            self._subset = Permutation(self._windows[0], derive_key(0, "unique", self.manifests[0].stream_digest))
-            self._windows[0] = self._fewer(config.unique_tokens)
-            identity.append(["unique windows", self._windows[0]])
-        self.digest = digest_bytes(json.dumps(identity).encode())
+            self._subset = Permutation(self.windows[0], derive_key(0, "unique", self.manifests[0].stream_digest))
+            self.windows[0] = self._fewer(config.unique_tokens)
+            self._settings.append(["unique windows", self.windows[0]])
+        if config.packing != "stream":
+            self._settings.append(["packing", config.packing])
+        if config.document_mask:
+            self._settings.append(["document mask"])
+        numbers = {name: number for number, name in enumerate(self.names)}
+        self.plan = SamplePlan(
+            [Segment(start, {numbers[path]: weight for path, weight in weighed}) for start, weighed in segments],
+            [self._cap(source, config.cap_of(name)) for source, name in enumerate(self.names)],
+            derive_key(seed, "mixture"),
+        )
 
-    def _check(self, split: str) -> None:
+    def _check_tokenizers(self) -> None:
         first = self.datasets[0]
-        for dataset, windows in zip(self.datasets, self._windows, strict=True):
-            if not windows:
-                raise UserError(
-                    f"{dataset.path}: its {split} split has {dataset.tokens} tokens, less than one sample of "
-                    f"{self.sequence_length}: lower train.sequence_length or build a larger dataset"
-                )
+        for dataset in self.datasets:
             if dataset.tokenizer_digest != first.tokenizer_digest:
                 raise UserError(
                     f"data.mixture: {dataset.path} and {first.path} were made with different tokenizers: "
                     "build one with `tokenizer: {kind: existing}` and the other's path"
                 )
 
+    def _check_lengths(self, split: str) -> None:
+        for dataset, windows in zip(self.datasets, self.windows, strict=True):
+            if not windows:
+                raise UserError(
+                    f"{dataset.path}: its {split} split has {dataset.tokens} tokens, less than one sample of "
+                    f"{self.sequence_length}: lower train.sequence_length or build a larger dataset"
+                )
+
     def _fewer(self, tokens: int) -> int:
-        count = min(self._windows[0], tokens // self.sequence_length)
+        count = min(self.windows[0], tokens // self.sequence_length)
         if not count:
             raise UserError(f"data.unique_tokens={tokens} is less than one sample of {self.sequence_length}: raise it")
         return count
 
+    def _cap(self, source: int, epochs: float | None) -> int | None:
+        if epochs is None:
+            return None
+        samples = int(Fraction(epochs) * self.windows[source])
+        if not samples:
+            raise UserError(
+                f"data.max_epochs: {epochs} epochs of {self.names[source]} are less than a sample: raise it"
+            )
+        return samples
+
+    def windows_of(self, source: int) -> int:
+        """Windows of a source, those that `data.unique_tokens` leaves out included: their numbers are below it."""
+        return self._cuts[source].count
+
+    def digest_before(self, samples: int) -> str:
+        """Identifies all that decides the first `samples` samples: two runs with the same one may share them."""
+        streams = [manifest.stream_digest for manifest in self.manifests]
+        identity = [*self.plan.identity(samples, streams), *self._settings]
+        return digest_bytes(json.dumps(identity).encode())
+
+    @property
+    def digest(self) -> str:
+        """Identifies all samples."""
+        return self.digest_before(1 << 62)
+
+    def require(self, samples: int) -> None:
+        """Raise UserError if the sources do not last for so many samples."""
+        end = self.plan.end
+        if end is not None and samples > end:
+            raise UserError(
+                f"data.max_epochs: no source is left after sample {end}, the run takes {samples}: "
+                "raise it, add a source, or lower train.steps"
+            )
+
     def locate(self, i: int) -> tuple[str, int, int]:
         """(path of the source, epoch over it, window in it) of sample `i`."""
-        plan, position = self._plan_of(i)
-        return self._names[plan.sources[position]], plan.epochs[position], plan.windows[position]
+        chunk, position = self._chunk_of(i)
+        return self.names[chunk.sources[position]], chunk.epochs[position], chunk.windows[position]
 
-    def _plan_of(self, i: int) -> tuple[_Plan, int]:
-        assert i >= 0, "samples are counted from 0"
-        block, position = divmod(i, BLOCK)
-        plan = self._plans.get(block)
-        if plan is None:
-            plan = self._plans[block] = self._plan(block)
-            if len(self._plans) > _PLANS_KEPT:
-                self._plans.popitem(last=False)
-        return plan, position
-
-    def _plan(self, block: int) -> _Plan:
-        sources, ranks = self._mixture.block(block)
-        epochs, positions = np.divmod(ranks, np.array(self._windows)[sources])
+    def places(self, begin: int, end: int) -> tuple[Indices, Indices, Indices]:
+        """Source (its place in `names`), epoch and window of samples [begin, end), each [end - begin]."""
+        sources, ranks = self.plan.draw(begin, end)
+        epochs, positions = np.divmod(ranks, np.array(self.windows)[sources])
         windows = np.empty_like(ranks)
         for source, epoch in set(zip(sources.tolist(), epochs.tolist(), strict=True)):
             chosen = (sources == source) & (epochs == epoch)
-            order = Permutation(self._windows[source], derive_key(self._keys[source], epoch))
+            order = Permutation(self.windows[source], derive_key(self._keys[source], epoch))
             windows[chosen] = order.map(positions[chosen])
         if self._subset is not None:
             windows = self._subset.map(windows)
-        return _Plan(sources.tolist(), epochs.tolist(), windows.tolist())
+        return sources, epochs, windows
+
+    def _chunk_of(self, i: int) -> tuple[_Chunk, int]:
+        assert i >= 0, "samples are counted from 0"
+        number, position = divmod(i, _CHUNK)
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            places = self.places(number * _CHUNK, (number + 1) * _CHUNK)
+            chunk = self._chunks[number] = _Chunk(*(part.tolist() for part in places))
+            if len(self._chunks) > _CHUNKS_KEPT:
+                self._chunks.popitem(last=False)
+        if position >= len(chunk.sources):
+            self.require(i + 1)
+        return chunk, position
 
     def tokens(self, i: int) -> npt.NDArray[np.int64]:
         """Token ids of sample `i`, shape [sequence_length], or fewer if the packing gives short ones.
 
-        Raises UserError naming a damaged shard.
+        Raises DamagedBatch naming a damaged shard and batch.
         """
-        plan, position = self._plan_of(i)
-        return self._cuts[plan.sources[position]][plan.windows[position]].astype(np.int64)
+        chunk, position = self._chunk_of(i)
+        return self._cuts[chunk.sources[position]][chunk.windows[position]].astype(np.int64)
 
     def prefetch(self, indices: Iterable[int]) -> None:
-        """Say which samples will be read soon."""
+        """Say which samples will be read soon; those that the plan does not have are passed over."""
+        end = self.plan.end
         windows: dict[int, list[int]] = {}
-        for plan, position in map(self._plan_of, indices):
-            windows.setdefault(plan.sources[position], []).append(plan.windows[position])
+        for i in indices:
+            if end is None or i < end:
+                chunk, position = self._chunk_of(i)
+                windows.setdefault(chunk.sources[position], []).append(chunk.windows[position])
         for source, numbers in windows.items():
             self.datasets[source].prefetch(numbers, self.sequence_length)
 
@@ -239,6 +268,6 @@ class SampleReader:
         """Token ids of the samples `indices`, shape [len(indices), sequence_length]; none of them may be short."""
         out = np.empty((len(indices), self.sequence_length), dtype=np.int64)
         for row, i in enumerate(indices):
-            plan, position = self._plan_of(i)
-            out[row] = self._cuts[plan.sources[position]][plan.windows[position]]
+            chunk, position = self._chunk_of(i)
+            out[row] = self._cuts[chunk.sources[position]][chunk.windows[position]]
         return out

@@ -138,6 +138,10 @@ def _described(path: Path) -> FileInfo:
     return FileInfo(name=path.name, bytes=path.stat().st_size, digest=digest_file(path))
 
 
+class DamagedBatch(UserError):
+    """A record batch of a shard that does not hold what was written."""
+
+
 class ShardReader:
     """Memory-mapped token batches of one shard, checked against their digests when first read.
 
@@ -156,7 +160,8 @@ class ShardReader:
         self._reader: Any = None
 
     def batch(self, number: int) -> Tokens:
-        """Tokens of record batch `number`, read-only. Raises UserError naming shard and batch if damaged."""
+        """Tokens of record batch `number`, read-only. Raises DamagedBatch naming shard and batch if it is damaged,
+        UserError if the file is missing or has another length."""
         view = self._views.get(number)
         if view is None:
             view = self._open(number)
@@ -167,9 +172,10 @@ class ShardReader:
 
     def _open(self, number: int) -> Tokens:
         path = Path(self._directory, self.info.file.name)
+        mapped = map_file(path, self.info.file.bytes) if self._reader is None else None
         try:
-            if self._reader is None:
-                self._reader = pa.ipc.open_file(map_file(path, self.info.file.bytes))
+            if mapped is not None:
+                self._reader = pa.ipc.open_file(mapped)
             view = read_batch(self._reader, number, self._type, self._length(number))
         except (pa.ArrowException, OSError, IndexError, ValueError) as error:
             raise self._problem(number, f"cannot be read ({one_line(error)})") from None
@@ -179,8 +185,8 @@ class ShardReader:
             self._checked[number] = True
         return view
 
-    def _problem(self, number: int, what: str) -> UserError:
-        return UserError(f"{self._where}: record batch {number} {what}: {MEND}")
+    def _problem(self, number: int, what: str) -> DamagedBatch:
+        return DamagedBatch(f"{self._where}: record batch {number} {what}: {MEND}")
 
     def _length(self, number: int) -> int:
         return min(self._batch_tokens, self.info.tokens - number * self._batch_tokens)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from scipy import stats
 
-from data_pipeline.mixture import BLOCK, Mixture
+from data_pipeline.mixture import Mixture
 from data_pipeline.order import Indices, Permutation, derive_key
 from data_pipeline.shards import default_shard_tokens
 from runtime.errors import LacunaError, UserError
@@ -70,9 +70,10 @@ class Order:
 
     def draw(self, begin: int, end: int) -> tuple[Indices, Indices, Indices]:
         """Source, epoch and window of samples [begin, end), each of shape [end - begin]."""
-        first, last = begin // BLOCK, -(-end // BLOCK)
+        size = self._mixture.size
+        first, last = begin // size, -(-end // size)
         blocks = [self._mixture.block(number) for number in range(first, last)]
-        inside = slice(begin - first * BLOCK, end - first * BLOCK)
+        inside = slice(begin - first * size, end - first * size)
         sources, ranks = (np.concatenate(column)[inside] for column in zip(*blocks, strict=True))
         epochs, places = np.divmod(ranks, self._windows[sources])
         windows = np.empty_like(places)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from runtime.files import read_json, remove_temporaries, write_atomic, write_jso
 from runtime.lease import Lease, LeaseConfig
 from runtime.signals import StopRequest
 
-Identity = dict[str, Any]
+Identity = Callable[[int], dict[str, Any]]
+"""What a run is, as far as its first so many steps tell."""
 
 
 def check_before_start(
@@ -40,12 +41,17 @@ def check_before_start(
 
     config.micro_batches(processes)
     _metadata(config, directory)
-    reader = SampleReader(config.data, config.train.sequence_length, config.train.seed)
+    train = config.train
+    reader = SampleReader(config.data, train.sequence_length, train.seed, global_batch=train.global_batch)
+    reader.require(train.steps * train.global_batch)
     for dataset in reader.datasets:
         dataset.open_tokenizer()
         dataset.check_files()
     build_objective(config, reader.manifests[0].tokenizer)
-    identity = run_identity(config, reader.digest)
+
+    def identity(step: int) -> dict[str, Any]:
+        return run_identity(config, reader.digest_before(step * train.global_batch))
+
     if not apply_choice(directory, choice or ResumeChoice(), dry_run=True):
         check_continues(config, directory, identity)
     return identity
@@ -187,14 +193,10 @@ def _shown_to_mlflow(config: RunConfig, directory: RunDirectory) -> Iterator[Non
 
 def resolve_paths(config: RunConfig) -> RunConfig:
     """The configuration with absolute data paths, since ranks may run elsewhere."""
-    data = config.data
+    data = config.data.with_paths(_absolute)
     cache = None if data.remote.cache is None else _absolute(data.remote.cache)
-    changes = {
-        "path": None if data.path is None else _absolute(data.path),
-        "mixture": {_absolute(p): weight for p, weight in data.mixture.items()},
-        "remote": data.remote.model_copy(update={"cache": cache}),
-    }
-    return config.model_copy(update={"data": data.model_copy(update=changes)})
+    remote = data.remote.model_copy(update={"cache": cache})
+    return config.model_copy(update={"data": data.model_copy(update={"remote": remote})})
 
 
 def _absolute(path: str) -> str:

@@ -90,11 +90,13 @@ def _train(
     from pretrain.session import Session, build_objective
 
     config = RunConfig.parse(read_yaml(directory.config), str(directory.config))
-    reader = SampleReader(config.data, config.train.sequence_length, config.train.seed)
+    train_config = config.train
+    reader = SampleReader(
+        config.data, train_config.sequence_length, train_config.seed, global_batch=train_config.global_batch
+    )
     objective = build_objective(config, reader.manifests[0].tokenizer)
     mesh = Mesh.create(config.parallel, rank, config.watchdog.collective_timeout)
     engine = build_engine(config, mesh)
-    train_config = config.train
     deadline = Deadline.of_attempt(train_config.time_limit, train_config.time_reserve)
     until = min(until or train_config.steps, train_config.steps)
     feed = Feed(
@@ -107,6 +109,7 @@ def _train(
         mesh.context_rank,
         config.parallel.context,
         prefetch=reader.prefetch if reader.remote else None,
+        quarantine=config.data.on_corrupt == "quarantine",
     )
     with ExitStack() as stack:
         fence = stack.enter_context(fenced(directory, config.lease, mesh, lease))

@@ -13,7 +13,8 @@ class MicroBatch:
 
     `inputs_BS` token ids. `rows_R` index of the row in the flattened [S, B] activations, its target, its weight
     in the loss and the bin of its noise level (0..LEVEL_BINS-1). `lengths_B` logical lengths if any sequence
-    is shorter than S: positions beyond it neither attend nor count.
+    is shorter than S: positions beyond it neither attend nor count. `documents_BS` numbers of documents, of the whole
+    sequence on every context rank, if positions see only those of the same number; it then says what padding is, too.
     """
 
     inputs_BS: torch.Tensor
@@ -22,6 +23,7 @@ class MicroBatch:
     weights_R: torch.Tensor
     levels_R: torch.Tensor
     lengths_B: torch.Tensor | None
+    documents_BS: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same batch on another device."""

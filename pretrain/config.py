@@ -156,6 +156,11 @@ class RunConfig(Settings):
                 f"model.layers={self.model.layers}: set parallel.pipeline={min(layout.pipeline, self.model.layers)} "
                 f"and parallel.virtual_pipeline=1"
             )
+        if self.data.document_mask and layout.context_exchange == "ring":
+            raise ValueError(
+                "data.document_mask=true is not offered with parallel.context_exchange=ring: "
+                "set parallel.context_exchange=gather or data.document_mask=false"
+            )
         if train.compile:
             self._compiles()
         return self

@@ -12,32 +12,16 @@ import torch
 from data_pipeline.loader import Loader
 from parallel.engines.base import LEVEL_BINS, Engine, StepResult
 from parallel.mesh import Mesh
+from pretrain.agreement import Agreement
 from pretrain.config import RunConfig
 from pretrain.device import peak_flops, peak_memory
 from pretrain.feed import Feed, StepBatch
 from pretrain.flops import hardware_flops_per_token, training_flops_per_token
 from pretrain.guards import Guard
 from pretrain.health.health import Health
+from pretrain.quarantine import Quarantine
 from pretrain.saves import Saves
 from runtime.errors import LacunaError
-
-_SIGNED = 1 << 63
-_NANO = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """What all ranks know of a step before they compute it: counting tokens, batch digest, whether to stop.
-
-    `saving` are the sums of their votes on the save that is under way; `worked` are the seconds of each rank's own
-    work in the step before.
-    """
-
-    tokens: int
-    digest: str
-    stop: bool
-    saving: tuple[int, int] = (0, 0)
-    worked: tuple[float, ...] = field(default=(), compare=False)
 
 
 class Stop(Protocol):
@@ -67,13 +51,13 @@ def train(
 
     Saves every `checkpoint.every` steps and at the end. Raises LacunaError if the guard refused too many steps.
     """
-    clock = _Clock(config, engine.mesh)
+    clock, quarantine = _Clock(config, engine.mesh), Quarantine(engine.mesh, feed)
     done, saves, health = span.start, hooks.saves, hooks.health
     health.enter("data", done + 1)
     with Loader(feed.step, span.start, span.stop) as batches:
-        for batch in batches:
+        for fetched in batches:
             health.enter("collective", done + 1)
-            agreed = agree(engine.mesh, batch, bool(stop), saves.votes(), health.worked)
+            batch, agreed = quarantine.settle(done, fetched, bool(stop), saves.votes(), health.worked)
             health.enter("save", done + 1)
             saves.advance(agreed.saving)
             if agreed.stop:
@@ -87,7 +71,8 @@ def train(
             hooks.waited(batches.wait_seconds)
             if done % config.train.log_every == 0 or done == span.stop or guard.exhausted:
                 line = _metrics(config, done, agreed, result, rate, guard)
-                hooks.metrics(done, {**line, **clock.metrics(), **saves.metrics(), **health.metrics()})
+                news = {**quarantine.metrics(), **clock.metrics(), **saves.metrics(), **health.metrics()}
+                hooks.metrics(done, {**line, **news})
             if guard.exhausted:
                 saves.finish()
                 raise LacunaError(_divergence(done, saves.saved, guard, result))
@@ -114,22 +99,6 @@ def _guarded_step(engine: Engine, batch: StepBatch, agreed: Agreement, rate: flo
     result = engine.train_step(batch.micro_batches, float(agreed.tokens), rate, accepts)
     guard.note(result.loss_sum / agreed.tokens, result.grad_norm, result.accepted)
     return result
-
-
-def agree(mesh: Mesh, batch: StepBatch, stop: bool, votes: tuple[int, int] = (0, 0), worked: float = 0.0) -> Agreement:
-    """One small sum over the world: counting tokens and digest words of each data rank, stop requests, `votes`, and
-    `worked` seconds in a place for each rank.
-    """
-    signed = [(word + _SIGNED) % (2 * _SIGNED) - _SIGNED for word in batch.digest]
-    share = torch.tensor([batch.tokens, *signed], dtype=torch.int64)
-    if not mesh.speaks_for_data_rank:
-        share.zero_()
-    wishes = torch.tensor([int(stop), *votes], dtype=torch.int64)
-    nanoseconds = torch.zeros(mesh.world, dtype=torch.int64)
-    nanoseconds[mesh.rank] = round(worked * _NANO)
-    tokens, low, high, stops, done, failed, *times = mesh.sum_all(torch.cat([share, wishes, nanoseconds])).tolist()
-    digest = f"{high % (2 * _SIGNED):016x}{low % (2 * _SIGNED):016x}"
-    return Agreement(tokens, digest, stops > 0, (done, failed), tuple(time / _NANO for time in times))
 
 
 def _divergence(step: int, saved: int, guard: Guard, result: StepResult) -> str:

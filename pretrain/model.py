@@ -147,7 +147,7 @@ class Transformer(nn.Module):
         The statistics are the loss sum, then Σ CE and row count per noise-level bin. A stage without the head
         returns its activations [S, B, D] instead.
         """
-        x_SBD = self._hidden(batch.inputs_BS, batch.lengths_B)
+        x_SBD = self._hidden(batch.inputs_BS, batch.lengths_B, batch.documents_BS)
         if not self.stage.has_head:
             return x_SBD
         loss_sum, losses_R = self.head(self.norm(x_SBD), batch.rows_R, batch.targets_R, batch.weights_R)
@@ -157,13 +157,16 @@ class Transformer(nn.Module):
         """Float32 logits [B, S, V] of every position; the whole model on one rank."""
         return self.head.logits(self.norm(self._hidden(ids_BS, None))).transpose(0, 1)
 
-    def _hidden(self, ids_BS: torch.Tensor, lengths_B: torch.Tensor | None) -> torch.Tensor:
+    def _hidden(
+        self, ids_BS: torch.Tensor, lengths_B: torch.Tensor | None, documents_BS: torch.Tensor | None = None
+    ) -> torch.Tensor:
         positions = local_positions(self._mesh, ids_BS.shape[1], ids_BS.device)
         table = rotary_table(positions, self.shape.head_width, self.shape.rope_theta)
         if self._mesh.layout.context_exchange == "ring":
+            assert documents_BS is None, "the ring sees no documents"
             mask = lengths_B
         else:
-            mask = attention_mask(positions, self._mesh.layout.context, self.causal, lengths_B)
+            mask = attention_mask(positions, self._mesh.layout.context, self.causal, lengths_B, documents_BS)
         x_SBD = self.embedding(ids_BS) if self.stage.embeds else self.input_SBD
         assert x_SBD is not None, "a stage without the embedding needs the activations of the one before"
         for block in self.blocks:
@@ -175,13 +178,24 @@ class Transformer(nn.Module):
 
 
 def attention_mask(
-    positions: torch.Tensor, context_ranks: int, causal: bool, lengths_B: torch.Tensor | None
+    positions: torch.Tensor,
+    context_ranks: int,
+    causal: bool,
+    lengths_B: torch.Tensor | None,
+    documents_BS: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """What this rank's queries may see: bool, broadcastable to [B, N, queries, keys], True = may; None = the default.
 
     The default is everything, or with `causal` on one context rank the lower triangle. A bidirectional query sees
-    no padding; for a causal one padding stands at the end, where no counting query looks.
+    no padding; for a causal one padding stands at the end, where no counting query looks. With `documents_BS` of the
+    whole sequence, a query sees its own document only. RoPE is relative, so positions need not begin anew in each.
     """
+    if documents_BS is not None:
+        same = documents_BS[:, positions, None] == documents_BS[:, None, :]
+        if causal:
+            keys = torch.arange(documents_BS.shape[1], device=positions.device)
+            same = same & (keys[None, :] <= positions[:, None])
+        return same[:, None]
     if causal:
         if context_ranks == 1:
             return None

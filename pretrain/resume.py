@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,12 @@ class ResumeChoice:
         return self.step is not None or self.fallback or self.allow_fresh
 
 
-def check_continues(config: RunConfig, directory: RunDirectory, identity: dict[str, Any]) -> Path | None:
+def check_continues(
+    config: RunConfig, directory: RunDirectory, identity_at: Callable[[int], dict[str, Any]]
+) -> Path | None:
     """The newest checkpoint, if there is one, once its manifest says that this run may continue from it.
 
+    `identity_at(step)` is what the run is, as far as its first `step` steps tell: later data may be changed.
     Its files are not read yet. Raises UserError if the manifest is damaged, or of another run, or past the end.
     """
     newest = newest_checkpoint(directory.checkpoints)
@@ -53,7 +57,13 @@ def check_continues(config: RunConfig, directory: RunDirectory, identity: dict[s
         raise
     except UserError as error:
         raise UserError(f"{error}{way_out(newest)}") from None
-    manifest.require_identity(newest, identity)
+    identity = identity_at(manifest.step)
+    manifest.require_identity(newest, {key: value for key, value in identity.items() if key != "data"})
+    if manifest.identity.get("data") != identity["data"]:
+        raise UserError(
+            f"{newest} is a checkpoint of another run (data and weights of its samples differ): use its own data keys; "
+            f"others may come in data.segments with from_step={manifest.step} or later"
+        )
     if manifest.step > config.train.steps:
         raise UserError(f"{newest} is past train.steps={config.train.steps}: raise train.steps")
     return newest

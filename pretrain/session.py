@@ -18,6 +18,7 @@ from pretrain.health.health import Health
 from pretrain.loop import Hooks
 from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.objectives.base import SampleObjective
+from pretrain.objectives.documents import DocumentSamples
 from pretrain.objectives.masked import MaskedSamples
 from pretrain.objectives.noise import NoiseSource
 from pretrain.objectives.padded import PaddedSamples
@@ -38,7 +39,9 @@ T = TypeVar("T")
 class DataIdentity(Protocol):
     """The data of a run as far as a checkpoint must know it."""
 
-    digest: str
+    def digest_before(self, samples: int) -> str:
+        """Identifies all that decides the first `samples` samples."""
+        ...
 
 
 def build_objective(config: RunConfig, tokenizer: TokenizerInfo) -> SampleObjective:
@@ -48,9 +51,12 @@ def build_objective(config: RunConfig, tokenizer: TokenizerInfo) -> SampleObject
             f"model.vocabulary={config.model.vocabulary} is less than the tokenizer's {tokenizer.vocabulary} ids: "
             f"set model.vocabulary={tokenizer.vocabulary} or build the data with a smaller one"
         )
-    samples = _samples(config, tokenizer)
-    if config.data.packing == "document":
-        return PaddedSamples(samples, config.train.sequence_length, tokenizer.pad_id)
+    data, samples = config.data, _samples(config, tokenizer)
+    if data.packing != "stream" or data.on_corrupt == "quarantine":
+        samples = PaddedSamples(samples, config.train.sequence_length, tokenizer.pad_id)
+    if data.document_mask:
+        bos_id = tokenizer.bos_id if config.objective.causal else None
+        samples = DocumentSamples(samples, tokenizer.eos_id, bos_id)
     return samples
 
 
@@ -91,7 +97,7 @@ class Session:
         deadline: Deadline,
     ) -> None:
         self._config, self._directory, self._engine = config, directory, engine
-        self._identity = run_identity(config, data.digest)
+        self._data = data
         self._attempt, self._fence, self._deadline = attempt, fence, deadline
         self._layout = config.parallel.describe(engine.mesh.world)
         self._spool: Spool | None = None
@@ -104,17 +110,22 @@ class Session:
 
         Raises UserError if it is damaged (naming the newest older valid one) or belongs to another run.
         """
-        newest = self._on_first(lambda: check_continues(self._config, self._directory, self._identity))
+        newest = self._on_first(lambda: check_continues(self._config, self._directory, self._identity_at))
         if newest is None:
             return 0, Guard(self._config.guard)
         try:
-            manifest = load_checkpoint(newest, self._engine, self._identity)
+            step = int(newest.name.removeprefix("step-"))
+            manifest = load_checkpoint(newest, self._engine, self._identity_at(step))
         except OtherFormat:
             raise
         except UserError as error:
             raise UserError(f"{error}{self._on_first(lambda: way_out(newest))}") from None
         log.info("continue from %s with %s", newest, self._layout)
         return manifest.step, Guard(self._config.guard, manifest.loop)
+
+    def _identity_at(self, step: int) -> dict[str, Any]:
+        """What the run is, as far as its first `step` steps tell."""
+        return run_identity(self._config, self._data.digest_before(step * self._config.train.global_batch))
 
     def _on_first(self, action: Callable[[], T]) -> T:
         """What `action` returns or raises (a UserError) on rank 0, on every rank: only one reads the files."""
@@ -192,7 +203,7 @@ class Session:
             updates=step - guard.refused,
             samples=step * train.global_batch,
             tokens=step * train.tokens_per_step,
-            identity=self._identity,
+            identity=self._identity_at(step),
             provenance={
                 "layout": self._layout,
                 "precision": train.precision,

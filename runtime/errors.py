@@ -22,6 +22,12 @@ class PreflightError(LacunaError):
     exit_code = 3
 
 
+class ProofFailed(LacunaError):
+    """What was to be proved is not so; the message names the first contradiction. Exit code 3."""
+
+    exit_code = 3
+
+
 class Requeue(LacunaError):
     """The run stopped early on request, saved its state and wants to be started again. Exit code 75."""
 

@@ -47,7 +47,8 @@ class RemoteShard(ShardReader):
         self._files, self._dtype = files, np.dtype(dtype)
 
     def batch(self, number: int) -> Tokens:
-        """Tokens of record batch `number`, read-only. Raises UserError naming shard and batch."""
+        """Tokens of record batch `number`, read-only. Raises DamagedBatch naming shard and batch if it is damaged,
+        UserError if the file is missing, has another length or cannot be reached."""
         views, key = self._files.views, self.info.batches[number]
         view = views.get(key)
         if view is None:

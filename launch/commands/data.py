@@ -1,6 +1,7 @@
-"""`lacuna data build | append | merge | split | verify | stats | simulate`."""
+"""`lacuna data build | append | merge | split | verify | stats | simulate | pack | audit`."""
 
 import math
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,19 @@ from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import DatasetManifest
+    from pretrain.audit import Audit
 
 app = typer.Typer(help="Build and check datasets.", no_args_is_help=True)
 Processes = Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores if not given.")]
+
+
+class PackingName(StrEnum):
+    """Packings that need an index."""
+
+    best_fit = "best_fit"
+    document = "document"
+
+
 Dataset = Annotated[Path, typer.Argument(help="Directory of a dataset.")]
 
 
@@ -147,6 +158,60 @@ def simulate(
     print_table(("", ""), list(shown.items()))
     print_table(
         ("probability that chance looks worse", ""), [(name, f"{p:.3g}") for name, p in values["p_values"].items()]
+    )
+
+
+@app.command()
+def pack(
+    path: Dataset,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a window: train.sequence_length.")],
+    packing: Annotated[PackingName, typer.Option(help="As data.packing.")] = PackingName.best_fit,
+    json: Json = False,
+) -> None:
+    """Decide once which pieces of documents make a window, for runs with that data.packing."""
+    from data_pipeline.dataset import TokenDataset
+    from data_pipeline.manifest import DatasetManifest
+    from data_pipeline.windows import write_index
+
+    streams = [TokenDataset(path, split) for split in DatasetManifest.load(path).splits]
+    index, splits = write_index(streams, length, packing.value, progress=not json)
+    if json:
+        print_json({"path": str(index), "splits": splits})
+        return
+    for name, found in splits.items():
+        filled = found["tokens"] / max(1, found["windows"] * length)
+        print(f"{index}: {name}, {found['windows']:,} windows of {length}, {filled:.2%} filled")
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    steps: Annotated[int, typer.Option(min=1, help="At most so many steps are read again.")] = 256,
+    json: Json = False,
+) -> None:
+    """Prove what each source has given, and that no window was used twice in an epoch. Exit code 3 if it is not so."""
+    from dataclasses import asdict
+
+    from pretrain.audit import audit_run
+    from pretrain.run_directory import RunDirectory
+
+    found = audit_run(RunDirectory(run), steps, show_progress=not json)
+    if json:
+        print_json(asdict(found))
+    found.require_proof()
+    if not json:
+        _print_audit(found)
+
+
+def _print_audit(found: "Audit") -> None:
+    rows = [
+        (s.path, f"{s.samples:,}", f"{s.windows:,}", f"{s.epochs:.4f}", s.complete_epochs, s.quarantined)
+        for s in found.sources
+    ]
+    print_table(("source", "samples", "windows", "epochs", "complete", "left out"), rows)
+    print(
+        f"{found.run}: {found.samples:,} samples of {found.steps:,} steps, no window twice in an epoch; "
+        f"{found.steps_read:,} batch digests of {found.steps_logged:,} found again"
     )
 
 

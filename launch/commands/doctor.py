@@ -62,11 +62,10 @@ def _subject(recipe: str, overrides: list[str] | None, run: Path | None, world: 
     from pretrain.plan import plan
 
     config = resolve_paths(load_recipe(recipe, overrides or []))
-    data = [config.data.path] if config.data.path else list(config.data.mixture)
     return Subject(
         run=run or Path("runs") / config.name,
         checkpoint=plan(config, world)["checkpoints"]["bytes"],
-        data=data,
+        data=config.data.paths(),
         tracking=config.tracking.uri if config.tracking.enabled else None,
     )
 

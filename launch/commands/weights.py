@@ -193,13 +193,14 @@ def import_(
     target = RunDirectory(run)
     if (newest := newest_checkpoint(target.checkpoints)) is not None:
         raise UserError(f"{run} has {newest.name} already: give another --run")
-    reader = SampleReader(config.data, config.train.sequence_length, config.train.seed)
+    train = config.train
+    reader = SampleReader(config.data, train.sequence_length, train.seed, global_batch=train.global_batch)
     build_objective(config, reader.manifests[0].tokenizer)
     plan = prepare_import(directory, config, reader.datasets[0].open_tokenizer(), new_rows and new_rows.value)
     final = step_directory(target.checkpoints, 0)
     if not dry_run:
         with leased(target, config.lease):
-            plan.write(final, run_identity(config, reader.digest), show_progress=not json)
+            plan.write(final, run_identity(config, reader.digest_before(0)), show_progress=not json)
             write_atomic(target.config, dump_config(config))
     summary = {"path": str(final), **plan.summary(), "dry_run": dry_run}
     if json:

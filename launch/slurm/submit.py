@@ -162,7 +162,7 @@ def _write(prepared: Prepared, directory: RunDirectory, name: str) -> Submission
         give_up_after=cluster.give_up_after,
         bad_nodes=str(bad_nodes_file(cluster)),
         bad_node_days=cluster.bad_nodes.days,
-        data=[config.data.path] if config.data.path is not None else list(config.data.mixture),
+        data=config.data.paths(),
     )
     try:
         (directory.root / "logs").mkdir(parents=True, exist_ok=True)

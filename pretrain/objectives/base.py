@@ -16,7 +16,8 @@ class Sample:
     """One prepared sequence of S positions.
 
     `inputs` int64 [S]; `positions`, `targets`, `weights` of the rows that count [R]; `level` the noise level in
-    [0, 1); `length` its logical length, which is also its share of the loss's denominator.
+    [0, 1); `length` its logical length, which is also its share of the loss's denominator. `documents` int32 [S], if
+    attention stays inside documents: the document of each position.
     """
 
     inputs: np.ndarray
@@ -25,6 +26,7 @@ class Sample:
     weights: np.ndarray
     level: float
     length: int
+    documents: np.ndarray | None = None
 
     @property
     def level_bin(self) -> int:
@@ -39,6 +41,8 @@ class Sample:
         state = xxhash.xxh3_128(seed=position)
         for array in (self.inputs, self.positions, self.targets, self.weights):
             state.update(array.tobytes())
+        if self.documents is not None:
+            state.update(self.documents.tobytes())
         state.update(np.array([self.level, self.length], dtype=np.float64).tobytes())
         value = state.intdigest()
         return value & (1 << 64) - 1, value >> 64

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
-from data_pipeline.dataset import DocumentWindows, SampleReader, StreamWindows, TokenDataset
+from data_pipeline.dataset import SampleReader, TokenDataset
+from data_pipeline.windows import open_windows
 from runtime.errors import UserError
 
 
@@ -21,7 +22,7 @@ def documents_of(path: Path) -> list[list[int]]:
 
 @pytest.mark.parametrize("length", [1, 7, 64, 10_000])
 def test_windows_are_the_documents_cut_at_the_length(built: Path, length: int) -> None:
-    windows = DocumentWindows(TokenDataset(built), length)
+    windows = open_windows(TokenDataset(built), length, "document")
     documents = documents_of(built)
     assert len(documents) == TokenDataset(built).manifest.splits["train"].documents
     assert len({len(document) for document in documents}) > 10
@@ -31,7 +32,7 @@ def test_windows_are_the_documents_cut_at_the_length(built: Path, length: int) -
 
 def test_stream_windows_are_those_of_the_dataset(built: Path) -> None:
     dataset = TokenDataset(built)
-    windows = StreamWindows(dataset, 64)
+    windows = open_windows(dataset, 64, "stream")
     assert windows.count == dataset.windows(64)
     assert np.array_equal(windows[3], dataset.window(3, 64))
 
@@ -42,7 +43,7 @@ def reader(path: Path, **changes: Any) -> SampleReader:
 
 def test_an_epoch_reads_every_window_once_each_as_its_own_sample(built: Path) -> None:
     samples = reader(built)
-    windows = DocumentWindows(TokenDataset(built), 100)
+    windows = open_windows(TokenDataset(built), 100, "document")
     for epoch in range(2):
         places = [samples.locate(epoch * windows.count + i) for i in range(windows.count)]
         assert {place[1] for place in places} == {epoch}

@@ -22,6 +22,7 @@ from data_pipeline.loader import Loader
 from data_pipeline.manifest import DatasetManifest
 from data_pipeline.remote.block_cache import BlockCache
 from data_pipeline.remote.folder import Folder
+from data_pipeline.shards import DamagedBatch
 from runtime.errors import UserError
 from runtime.files import digest_bytes
 from tests.support.object_store import Server, s3_server
@@ -204,6 +205,22 @@ def test_prefetch_fills_the_cache_before_anyone_reads(remote: dict[str, Any]) ->
     assert found == wanted
 
 
+def test_prefetch_ends_with_the_plan(remote: dict[str, Any]) -> None:
+    far = SampleReader(DataConfig.parse({"path": PLAIN, "max_epochs": 1, "remote": remote}, "recipe"), LENGTH, seed=0)
+    end = far.windows[0]
+    assert far.plan.end == end
+    far.prefetch(range(end - 2, end + 64))
+    with pytest.raises(UserError, match=r"data\.max_epochs: no source is left"):
+        far.tokens(end)
+
+
+@pytest.mark.parametrize("packing", ["document", "best_fit"])
+def test_windows_of_documents_need_a_disk(remote: dict[str, Any], packing: str) -> None:
+    config = DataConfig.parse({"path": PLAIN, "packing": packing, "remote": remote}, "recipe")
+    with pytest.raises(UserError, match=rf"data\.packing={packing} needs the data on disk: copy {PLAIN} there"):
+        SampleReader(config, LENGTH, seed=0)
+
+
 def test_a_store_that_goes_away_is_told_and_waited_for(
     server: Server, remote: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +282,7 @@ def test_damage_in_the_store_is_named_and_damage_in_the_cache_is_mended(
     whole = server.read(name)
     server.write(name, flipped(whole, whole.index(good) + 17))
     where = rf"s3://tokens/bad/{info.file.name}"
-    with pytest.raises(UserError, match=f"{where}: record batch {number} is damaged"):
+    with pytest.raises(DamagedBatch, match=f"{where}: record batch {number} is damaged"):
         open_reader("s3://tokens/bad", remote).tokens(0)
     source = Random(0)
     for _ in range(8):  # of the footer too: refused, or another batch's matter
@@ -273,8 +290,9 @@ def test_damage_in_the_store_is_named_and_damage_in_the_cache_is_mended(
         assert re.search(f"^$|{info.file.name}: record batch", problem("s3://tokens/bad", remote, truth))
         block.unlink(missing_ok=True)
     server.write(name, whole[:-1])
-    with pytest.raises(UserError, match=f"{where} is {len(whole) - 1} bytes long, not {len(whole)}"):
+    with pytest.raises(UserError, match=f"{where} is {len(whole) - 1} bytes long, not {len(whole)}") as caught:
         open_reader("s3://tokens/bad", remote).tokens(0)
+    assert not isinstance(caught.value, DamagedBatch), "a whole file is no batch to leave out"
     with pytest.raises(UserError, match=f"{where} is {len(whole) - 1} bytes long"):
         far.datasets[0].check_files()
     server.remove(name)

@@ -12,8 +12,11 @@ from data_pipeline.order import Permutation, derive_key
 
 
 def test_bijective_for_every_small_n() -> None:
-    for n in range(1, 2001):
-        assert np.array_equal(np.sort(Permutation(n, n * 7919).map(np.arange(n))), np.arange(n)), n
+    indices = np.arange(10_000)
+    met = np.zeros(10_000, dtype=np.int64)
+    for n in range(1, 10_001):
+        met[Permutation(n, n * 7919).map(indices[:n])] = n
+        assert np.count_nonzero(met[:n] == n) == n, n
 
 
 @given(n=st.integers(1, 2**62), key=st.integers(0, 2**64 - 1), data=st.data())
@@ -85,13 +88,11 @@ def test_all_orders_of_a_small_range_are_equally_likely(n: int) -> None:
     assert stats.chisquare(list(seen.values())).pvalue > 1e-4
 
 
-def _lcg(n: int) -> np.ndarray:
+def _lcg(n: int, factor: int = 1664525, x: int = 12345) -> np.ndarray:
     """A full-period linear congruential order of range(n), n a power of two."""
     values = np.empty(n, dtype=np.int64)
-    x = 12345 % n
     for i in range(n):
-        values[i] = x
-        x = (x * 1664525 + 1013904223) % n
+        values[i] = x = (x * factor + 1013904223) % n
     return values
 
 
@@ -112,6 +113,12 @@ def _triples(order: np.ndarray) -> float:
     return float(stats.chisquare(np.bincount(triples, minlength=512)).pvalue)
 
 
+def _places(order: np.ndarray) -> float:
+    """p-value of a chi-square test of values modulo 16 against positions modulo 16."""
+    cells = np.bincount(np.arange(len(order)) % 16 * 16 + order % 16, minlength=256)
+    return float(stats.chisquare(cells * (len(order) / cells.sum())).pvalue)
+
+
 @pytest.mark.parametrize("n", [1 << 15, 40_009])
 @pytest.mark.parametrize("key", [0, 1, 2**63])
 def test_looks_random(n: int, key: int) -> None:
@@ -119,11 +126,24 @@ def test_looks_random(n: int, key: int) -> None:
     assert abs(_alternation(order)) < 5
     assert abs(_serial(order)) < 5
     assert _triples(order) > 1e-5
+    assert _places(order) > 1e-5
     assert abs(np.corrcoef(np.arange(n), order)[0, 1]) * math.sqrt(n) < 5
 
 
-def test_the_parity_test_rejects_an_lcg() -> None:
-    assert abs(_alternation(_lcg(1 << 15))) > 100
+@pytest.mark.parametrize("factor", [5, 1664525])
+def test_the_same_tests_reject_linear_congruential_orders(factor: int) -> None:
+    order = _lcg(1 << 15, factor)
+    assert np.array_equal(np.sort(order), np.arange(1 << 15))
+    assert abs(_alternation(order)) > 100
+    assert _places(order) < 1e-100
+    if factor == 5:
+        assert abs(_serial(order)) > 5
+        assert _triples(order) < 1e-100
+
+
+def test_the_next_epoch_of_a_linear_congruential_order_is_the_first_again() -> None:
+    first, second = _lcg(1 << 12), _lcg(1 << 12, x=int(_lcg(1 << 12)[-1]))
+    assert len(set(((np.argsort(second) - np.argsort(first)) % (1 << 12)).tolist())) == 1
 
 
 @pytest.mark.parametrize("n", [300, 1 << 12, 5001])

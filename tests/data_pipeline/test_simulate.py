@@ -10,7 +10,7 @@ import pytest
 from data_pipeline import simulate as simulation
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import SampleReader
-from data_pipeline.mixture import BLOCK
+from data_pipeline.mixture import BLOCK, Mixture
 from data_pipeline.order import Indices, derive_key
 from data_pipeline.simulate import Order, Workload, randomness, sampled_steps, simulate
 from runtime.errors import LacunaError, UserError
@@ -44,6 +44,14 @@ def test_it_walks_the_order_that_training_takes(built: Path) -> None:
     for begin, end in ((0, 50), (windows - 3, windows + 3), (BLOCK - 1, 2 * BLOCK + 1)):
         drawn = list(zip(*(column.tolist() for column in order.draw(begin, end)), strict=True))
         assert drawn == [(0, *reader.locate(i)[1:]) for i in range(begin, end)]
+
+
+def test_it_walks_longer_blocks() -> None:
+    weights = [float(n + 1) for n in range(64)]
+    order, mixture = Order([10**6] * 64, weights, seed=7), Mixture(weights, derive_key(7, "mixture"))
+    begin, end = mixture.size - 3, mixture.size + 3
+    assert mixture.size > BLOCK
+    assert order.draw(begin, end)[0].tolist() == [mixture.source_and_rank(i)[0] for i in range(begin, end)]
 
 
 class _Bad(Order):

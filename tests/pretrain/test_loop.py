@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from parallel.engines.base import Engine
 from parallel.mesh import Mesh
+from pretrain.agreement import Agreement, agree
 from pretrain.build import build_engine
 from pretrain.config import RunConfig
 from pretrain.feed import StepBatch
 from pretrain.flops import hardware_flops_per_token, training_flops_per_token
 from pretrain.guards import Guard
-from pretrain.loop import Agreement, Hooks, agree, learning_rate, train
+from pretrain.loop import Hooks, learning_rate, train
 from runtime.errors import LacunaError
 from runtime.signals import StopRequest
 from tests.support.feeds import whole_feed

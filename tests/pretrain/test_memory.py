@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from bench.live import LiveTensors
+from pretrain.agreement import agree
 from pretrain.build import build_engine
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
-from pretrain.loop import agree
 from pretrain.memory import BUCKET, Memory, memory, memory_by_stage
 from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.stage_cut import parameters_per_rank

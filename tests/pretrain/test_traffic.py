@@ -7,10 +7,10 @@ import pytest
 from bench.counted import OWN, CountedTraffic
 from parallel.layout import chunk_rows
 from pretrain import traffic as formulas
+from pretrain.agreement import agree
 from pretrain.build import build_engine
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
-from pretrain.loop import agree
 from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.objectives.masked import MaskedSamples
 from pretrain.objectives.noise import NoiseSource
@@ -96,7 +96,7 @@ def test_megatron_sends_what_theory_says(world: int, precision: str, layout: dic
         stage, sent, rows = counted(config, world, rank, steps=2 if config.parallel.overlap else 1)
         assert rows == BATCH * SEQUENCE // config.parallel.data_size(world) // config.parallel.context
         assert _same(sent, stages[stage])
-        assert 0 < sent.bytes[OWN] < 500
+        assert 0 < sent.bytes[OWN] < 600
 
 
 @pytest.mark.parametrize(("world", "precision", "layout"), DEEPSPEED, ids=str)
@@ -106,7 +106,7 @@ def test_deepspeed_sends_what_theory_says(world: int, precision: str, layout: di
     (theory,) = traffic_by_stage(config, config.parallel, world)
     _, sent, _ = counted(config, world, 0, steps=3 if config.parallel.zero == 3 else 2)
     assert _same(sent, theory)
-    assert 0 < sent.bytes[OWN] < 500
+    assert 0 < sent.bytes[OWN] < 600
 
 
 def test_the_busiest_rank_of_a_pipeline_stands_in_its_middle() -> None:

@@ -16,8 +16,9 @@ from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from parallel.engines.base import Engine
 from parallel.logical import logical_parameters
 from parallel.mesh import Mesh, close_process_group
+from pretrain.agreement import agree
 from pretrain.build import build_engine
-from pretrain.loop import agree, learning_rate
+from pretrain.loop import learning_rate
 from runtime.environment import RankInfo
 from runtime.files import digest_bytes
 from tests.support.grid import Case, feed_of

@@ -54,13 +54,13 @@ def _slow_down(owner: Any, name: str, factor: float) -> None:
 def _install(where: str, step: int) -> None:
     from parallel.checkpoint import store
     from parallel.engines import megatron
-    from pretrain import loop
+    from pretrain import quarantine
     from pretrain.feed import Feed
 
     if where == "data":
         _at_call(Feed, "step", step, _sleep)
     elif where == "collective":
-        _at_call(loop, "agree", step, _sleep)
+        _at_call(quarantine, "agree", step, _sleep)
     elif where == "save":
         _at_call(store, "write_shard", 1, _sleep)
     else:

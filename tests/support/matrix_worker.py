@@ -12,8 +12,9 @@ import torch
 from parallel.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from parallel.engines.base import Engine
 from parallel.mesh import Mesh, close_process_group
+from pretrain.agreement import agree
 from pretrain.build import build_engine
-from pretrain.loop import agree, learning_rate
+from pretrain.loop import learning_rate
 from runtime.environment import RankInfo
 from tests.support.feeds import whole_feed
 from tests.support.matrix import LAST, SAVED, config_of

@@ -11,17 +11,17 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_LOOP = "pretrain.loop"
+_CALLER = "pretrain.quarantine"
 
 
 class _Pace(MetaPathFinder):
-    """Slows `agree` of the training loop down, once the loop is imported."""
+    """Slows `agree` down where the training loop has it called, once that is imported."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != _LOOP:
+        if fullname != _CALLER:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
