@@ -10,12 +10,10 @@ from typing import Any
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
 from pretrain.tracking.evaluations import note_evaluation
+from pretrain.tracking.facts import final_status
 from pretrain.tracking.mlflow import ForwardReport, forward
 from runtime.errors import LacunaError, one_line
-from runtime.files import read_json
 from runtime.settings import read_yaml
-
-_STATUS = {"finished": "FINISHED", "paused": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 def tracking_uri(config: RunConfig, directory: RunDirectory) -> str:
@@ -26,10 +24,8 @@ def tracking_uri(config: RunConfig, directory: RunDirectory) -> str:
 def sync_run(directory: RunDirectory, uri: str | None = None) -> ForwardReport:
     """Send MLflow what it lacks of a run, its files, and its status if the last attempt has ended."""
     config = RunConfig.parse(read_yaml(directory.config), str(directory.config))
-    attempts = read_json(directory.metadata)["attempts"]
-    outcome = attempts[-1].get("outcome") if attempts else None
-    status = _STATUS.get(outcome) if outcome else None
-    return forward(directory.root, uri or tracking_uri(config, directory), config.tracking.experiment, finished=status)
+    uri = uri or tracking_uri(config, directory)
+    return forward(directory.root, uri, config.tracking.experiment, finished=final_status(directory))
 
 
 def record_evaluation(checkpoint: Path, step: int, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:

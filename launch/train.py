@@ -181,9 +181,10 @@ def _shown_to_mlflow(config: RunConfig, directory: RunDirectory) -> Iterator[Non
         yield
     finally:
         follower.terminate()
-        follower.wait()
+        complete = follower.wait() == 0
     try:
-        sync_run(directory)
+        if not complete:
+            sync_run(directory)
     except LacunaError as error:
         print(
             f"MLflow does not have all of this run yet: {error}; later: lacuna track sync {directory.root}",

@@ -25,7 +25,8 @@ def main(arguments: list[str]) -> int:
         if arguments[1:]:
             config = RunConfig.parse(read_yaml(directory.config), str(directory.config))
             configure_logs(RankInfo(), directory.root / "logs" / "tracking")
-            follow(directory.root, tracking_uri(config, directory), int(arguments[1]), 5.0, config.tracking.experiment)
+            uri, experiment = tracking_uri(config, directory), config.tracking.experiment
+            follow(directory.root, uri, int(arguments[1]), 5.0, experiment, conclude=False)
         else:
             sync_run(directory)
     except LacunaError as error:

@@ -22,7 +22,15 @@ from runtime.settings import read_yaml
 
 CONFIG_TAG, CHANGED_TAG = "lacuna.config_digest", "lacuna.changed"
 _CHECKPOINT_TAG = "lacuna.checkpoint."
+_STATUS = {"finished": "FINISHED", "paused": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 _COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own name
+
+
+def final_status(directory: RunDirectory) -> str | None:
+    """MLflow's word for how the last attempt ended; None if nobody has noted that, or there is none."""
+    metadata = read_json(directory.metadata) if directory.metadata.exists() else {}
+    attempts = metadata.get("attempts") if isinstance(metadata, dict) else None
+    return _STATUS.get(str(attempts[-1].get("outcome"))) if attempts else None
 
 
 def shown_config(directory: RunDirectory) -> dict[str, Any]:

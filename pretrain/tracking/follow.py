@@ -15,11 +15,12 @@ from pathlib import Path
 
 import psutil
 
+from pretrain.run_directory import RunDirectory
+from pretrain.tracking.facts import final_status
 from pretrain.tracking.mlflow import forward
 from pretrain.tracking.uri import redact
 from runtime.environment import RankInfo
 from runtime.errors import LacunaError
-from runtime.files import read_json
 from runtime.logs import configure_logs, log
 
 _URI_VARIABLE = "LACUNA_TRACKING_URI"
@@ -46,13 +47,21 @@ def start_follower(
         )
 
 
-def follow(run_directory: Path, uri: str, parent: int | None, seconds: float = 5.0, experiment: str = "lacuna") -> None:
+def follow(
+    run_directory: Path,
+    uri: str,
+    parent: int | None,
+    seconds: float = 5.0,
+    experiment: str = "lacuna",
+    conclude: bool = True,
+) -> bool:
     """Forward the run every `seconds` as its metrics grow, until process `parent` is gone or SIGTERM comes.
 
     A dead server is tried again after growing pauses (up to 120 s) and said once in the log. At the end there
-    is one last short try; what is then still missing stays in the spool for `lacuna track sync`. If the parent was
-    killed before it could note how the attempt ended, MLflow shows the run as failed. For the main thread of a
-    process of its own: takes SIGTERM over and lowers the process's priority.
+    is one last short try; what is then still missing stays in the spool for `lacuna track sync`. With `conclude`
+    MLflow is told how the attempt ended: as `run.json` says, or failed if the parent was killed before it could note
+    that. Returns whether MLflow has it all. For the main thread of a process of its own: takes SIGTERM over and lowers
+    the process's priority.
     """
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
@@ -61,15 +70,15 @@ def follow(run_directory: Path, uri: str, parent: int | None, seconds: float = 5
     sender = _Sender(run_directory, uri, experiment, seconds)
     while not stop.wait(seconds) and watched.alive():
         sender.tick()
-    sender.last_try(None if stop.is_set() or _has_outcome(run_directory) else "FAILED")
+    return sender.last_try(_status(run_directory, killed=not stop.is_set()) if conclude else None)
 
 
-def _has_outcome(run_directory: Path) -> bool:
-    """Whether somebody has noted how the last attempt ended."""
+def _status(run_directory: Path, killed: bool) -> str | None:
     try:
-        return "outcome" in read_json(run_directory / "run.json")["attempts"][-1]
-    except (LacunaError, LookupError, TypeError):
-        return True  # nothing is known of attempts here
+        directory = RunDirectory(run_directory)
+        return final_status(directory) or ("FAILED" if killed and directory.metadata.exists() else None)
+    except LacunaError:
+        return None  # a broken run.json is told elsewhere
 
 
 class _Sender:
@@ -85,9 +94,9 @@ class _Sender:
             self._pause = min(max(2 * self._pause, self._seconds), _LONGEST_PAUSE)
             self._next_try = time.monotonic() + self._pause
 
-    def last_try(self, status: str | None) -> None:
-        if status is not None or self._size() != self._sent_bytes:
-            self._send(_LAST_TRY, status)
+    def last_try(self, status: str | None) -> bool:
+        nothing_new = status is None and self._size() == self._sent_bytes
+        return nothing_new or self._send(_LAST_TRY, status)
 
     def _size(self) -> int:
         path = self._run_directory / "metrics.jsonl"
@@ -127,7 +136,10 @@ class _Process:
 
 
 def main() -> None:
-    """`python -m pretrain.tracking.follow RUN --parent PID`, with the URI in LACUNA_TRACKING_URI."""
+    """`python -m pretrain.tracking.follow RUN --parent PID`, with the URI in LACUNA_TRACKING_URI.
+
+    Ends with 0 if MLflow has it all.
+    """
     parser = argparse.ArgumentParser(description="forward a run's metrics to MLflow")
     parser.add_argument("run", type=Path)
     parser.add_argument("--experiment", default="lacuna")
@@ -135,7 +147,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     options = parser.parse_args()
     configure_logs(RankInfo())
-    follow(options.run, os.environ[_URI_VARIABLE], options.parent, options.seconds, options.experiment)
+    complete = follow(options.run, os.environ[_URI_VARIABLE], options.parent, options.seconds, options.experiment)
+    sys.exit(0 if complete else 1)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_it_waits_for_the_server_sends_all_and_ends_after_the_run(store: Any, ru
         _wait_until(lambda: b"failed" in log.read_bytes(), 30)
         with _relay(port, store.server) as relay:
             _wait_until(lambda: training.poll() is not None, 60)
-            _wait_until(lambda: _gone(follower), 60)
+            _wait_until(lambda: _gone(follower), 150)
             relay.shutdown()
     from mlflow.tracking import MlflowClient
 
@@ -116,7 +116,7 @@ def test_it_ends_on_sigterm_and_is_humble(run_directory: Path) -> None:
         assert follower.nice() == min(19, os.nice(0) + 10)
         assert "s3cr3t" not in " ".join(follower.cmdline()) + log.read_text()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=10) == 1  # MLflow does not have it all
         assert "Traceback" not in log.read_text()
     finally:
         process.kill()
