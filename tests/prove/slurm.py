@@ -1,7 +1,7 @@
 """Faults that a cluster really has, on a real Slurm; writes what was seen into docs/slurm.md.
 
 `python -m tests.prove.slurm` runs all of them (root, Debian's slurm-wlm and munge; some minutes); names of scenarios
-as arguments run those only and leave the page alone.
+as arguments run those only, and leave the rows of the others as they are.
 """
 
 import argparse
@@ -18,12 +18,13 @@ import yaml
 
 from parallel.checkpoint.catalogue import list_checkpoints
 from pretrain.tracking.spool import read_metrics
+from tests.prove.page import between, rewrite
 from tests.support.command_line import succeeded
 from tests.support.slurm_lab import SlurmLab, missing, wait_for
 from tests.support.small_recipe import write_small_recipe
 
 _SECONDS = 600.0
-BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+NAME = "faults"
 
 
 class Trial:
@@ -197,22 +198,25 @@ SCENARIOS: dict[str, tuple[str, Callable[[Trial], str]]] = {
 }
 
 
-def prove(names: list[str]) -> dict[str, str]:
-    """Run scenarios, each in a lab of its own; returns what was seen. Raises AssertionError or TimeoutError."""
-    seen = {}
-    with tempfile.TemporaryDirectory(prefix="lacuna-prove-") as folder:
-        recipe = write_small_recipe(Path(folder))
-        for name in names:
-            here = Path(folder) / name
-            here.mkdir()
-            with SlurmLab(Path(tempfile.mkdtemp(prefix="lacuna-lab-", dir="/tmp"))) as lab:
-                seen[name] = SCENARIOS[name][1](Trial(lab, here, recipe))
-            print(f"{name}: {seen[name]}", file=sys.stderr, flush=True)
-    return seen
+def prove(name: str, work: Path, recipe: Path) -> str:
+    """Run a scenario in a lab of its own; returns what was seen. Raises AssertionError or TimeoutError."""
+    here = work / name
+    here.mkdir()
+    with SlurmLab(Path(tempfile.mkdtemp(prefix="lacuna-lab-", dir="/tmp"))) as lab:
+        return SCENARIOS[name][1](Trial(lab, here, recipe))
+
+
+def write_row(page: Path, name: str, seen: str) -> None:
+    """Put what was seen of a scenario into the page's table, which is in the order of the scenarios."""
+    rows = {line.split(" | ")[0]: line for line in between(page, NAME).splitlines()}
+    first = f"| {SCENARIOS[name][0]}"
+    rows[first] = f"{first} | {seen} |"
+    there = [rows[f"| {what}"] for what, _ in SCENARIOS.values() if f"| {what}" in rows]
+    rewrite(page, NAME, "\n".join(["| fault | seen |", "|---|---|", *there]))
 
 
 def main() -> None:
-    """Parse arguments, run, and rewrite the table between its markers if all scenarios ran."""
+    """Parse arguments, run, and rewrite the table between its markers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenarios", nargs="*", choices=[[], *SCENARIOS])
     parser.add_argument("--page", type=Path, default=Path("docs/slurm.md"))
@@ -221,15 +225,12 @@ def main() -> None:
     if reason:
         sys.exit(f"no Slurm lab: {reason}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab goes too
-    seen = prove(options.scenarios or list(SCENARIOS))
-    if options.scenarios:
-        return
-    rows = [f"| {SCENARIOS[name][0]} | {text} |" for name, text in seen.items()]
-    text = options.page.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    table = "\n".join(["| fault | seen |", "|---|---|", *rows])
-    options.page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+    with tempfile.TemporaryDirectory(prefix="lacuna-prove-") as folder:
+        recipe = write_small_recipe(Path(folder))
+        for name in options.scenarios or list(SCENARIOS):
+            seen = prove(name, Path(folder), recipe)
+            print(f"{name}: {seen}", file=sys.stderr, flush=True)
+            write_row(options.page, name, seen)
 
 
 if __name__ == "__main__":
