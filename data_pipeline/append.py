@@ -14,7 +14,7 @@ from data_pipeline.passes.cut import split_info
 from data_pipeline.passes.encode import SPLITS
 from data_pipeline.passes.workshop import Unit, Workshop, fresh_directory, work_beside
 from data_pipeline.rows import DIGESTS, Part
-from data_pipeline.shards import ShardReader
+from data_pipeline.shards import ShardTask
 from data_pipeline.tokenizer import Tokenizer
 from runtime.errors import UserError, one_line
 from runtime.files import fsync_directory
@@ -97,11 +97,7 @@ def gather_known(task: KnownTask, directory: Path) -> None:
     """Unit: the digests of all documents of a dataset, in order. Raises UserError naming a damaged shard."""
     found = [np.zeros((0, 2), dtype=">u8")]
     for info in task.shards:
-        form = task.form
-        reader = ShardReader(
-            task.path, info, dtype=form["dtype"], batch_tokens=form["batch_tokens"], packed=form["packed"]
-        )
-        table = reader.document_table()
+        table = ShardTask(task.path, info, task.form).reader().document_table()
         if "digest" not in table.schema.names:
             raise UserError(f"{task.path} was built by an older Lacuna, without digests of its documents: rebuild it")
         digests = table.column(table.schema.names.index("digest"))

@@ -12,7 +12,7 @@ import pyarrow as pa
 from data_pipeline.build import PUBLISH
 from data_pipeline.manifest import DatasetManifest, FileInfo, ShardInfo, SourceInfo
 from data_pipeline.passes.assemble import put
-from data_pipeline.passes.cut import split_info
+from data_pipeline.passes.cut import cut_documents, split_info
 from data_pipeline.passes.encode import SPLITS
 from data_pipeline.passes.workshop import fresh_directory, work_beside
 from data_pipeline.places import open_shards
@@ -20,7 +20,6 @@ from data_pipeline.shards import (
     ShardForm,
     ShardReader,
     default_shard_tokens,
-    describe_file,
     write_documents,
     write_shard,
 )
@@ -189,25 +188,30 @@ def _shards_of(
     together: int,
 ) -> Iterator[ShardInfo]:
     """Write the documents of one source as shards of their own."""
-    pieces: list[Any] = []
-    tables: list[pa.Table] = []
-    size = written = 0
-    for reader in open_shards(path, manifest, split):
-        table = pa.Table.from_batches([reader.document_table()])
-        ends = table["end"].to_numpy()
-        chosen = np.flatnonzero(table["source"].to_numpy() == source)
-        for group in np.split(chosen, np.arange(together, len(chosen), together)):
-            for row in group:
-                begin, end = (int(ends[row - 1]) if row else 0), int(ends[row])
-                pieces += reader.tokens(begin, end)
-                size += end - begin
-                one = table.slice(row, 1)
-                tables.append(one.set_column(0, one.schema.field(0), pa.array([size])))
-            if size >= form.shard_tokens:
-                yield _written(target, f"{split}-{written:05d}", form, pieces, tables)
-                pieces, tables, size, written = [], [], 0, written + 1
-    if tables:
+    readers = open_shards(path, manifest, split)
+    lengths = (np.cumsum(_documents_of(reader, source)[2]) for reader in readers)
+    for written, parts in enumerate(cut_documents(lengths, form.shard_tokens, together)):
+        pieces: list[Any] = []
+        tables: list[pa.Table] = []
+        size = 0
+        for number, first, last in parts:
+            table, begins, sizes = _documents_of(readers[number], source, first, last)
+            for run in np.split(np.arange(len(begins)), np.flatnonzero(begins[1:] != (begins + sizes)[:-1]) + 1):
+                pieces += readers[number].tokens(int(begins[run[0]]), int(begins[run[-1]] + sizes[run[-1]]))
+            tables.append(table.set_column(0, table.schema.field(0), pa.array(np.cumsum(sizes) + size)))
+            size += int(sizes.sum())
         yield _written(target, f"{split}-{written:05d}", form, pieces, tables)
+
+
+def _documents_of(
+    reader: ShardReader, source: int, first: int = 0, last: int | None = None
+) -> tuple[pa.Table, Any, Any]:
+    """What is kept of the documents [first, last) of one source in a shard, where each begins, and its tokens."""
+    table = pa.Table.from_batches([reader.document_table()])
+    ends = table["end"].to_numpy()
+    chosen = np.flatnonzero(table["source"].to_numpy() == source)[first:last]
+    sizes = np.diff(ends, prepend=0)[chosen]
+    return table.take(pa.array(chosen)), ends[chosen] - sizes, sizes
 
 
 def _written(target: Path, stem: str, form: ShardForm, pieces: list[Any], tables: list[pa.Table]) -> ShardInfo:
@@ -225,7 +229,7 @@ def _part(
 ) -> DatasetManifest:
     """The manifest of a part; only documents, bytes and tokens of its sources are counted anew, the rest was lost."""
     put(path / manifest.tokenizer.file.name, target / manifest.tokenizer.file.name)
-    describe_file(target / manifest.tokenizer.file.name)
+    fsync_file(target / manifest.tokenizer.file.name)
     counts = np.zeros((len(manifest.sources), 3), dtype=np.int64)
     infos = {split: split_info(shards) for split, shards in splits.items()}
     values = {**dict(manifest), "splits": infos}

@@ -16,6 +16,7 @@ from data_pipeline.config import DataConfig, RemoteConfig, is_remote
 from data_pipeline.order import Indices, Permutation, derive_key
 from data_pipeline.places import Batch, Split, open_place
 from data_pipeline.plan import SamplePlan, Segment
+from data_pipeline.sample_order import SampleOrder
 from data_pipeline.shards import Tokens
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.windows import open_windows
@@ -138,12 +139,12 @@ class SampleReader:
         self._cuts = [open_windows(dataset, sequence_length, config.packing) for dataset in self.datasets]
         self.windows = [windows.count for windows in self._cuts]
         self._check_lengths(split)
-        self._keys = [derive_key(seed, "order", manifest.stream_digest) for manifest in self.manifests]
         self._chunks: OrderedDict[int, _Chunk] = OrderedDict()
+        self._foretold: frozenset[int] = frozenset()
         self._settings: list[list[object]] = []
-        self._subset: Permutation | None = None
+        subset: Permutation | None = None
         if config.unique_tokens is not None:
-            self._subset = Permutation(self.windows[0], derive_key(0, "unique", self.manifests[0].stream_digest))
+            subset = Permutation(self.windows[0], derive_key(0, "unique", self.manifests[0].stream_digest))
             self.windows[0] = self._fewer(config.unique_tokens)
             self._settings.append(["unique windows", self.windows[0]])
         if config.packing != "stream":
@@ -156,6 +157,8 @@ class SampleReader:
             [self._cap(source, config.cap_of(name)) for source, name in enumerate(self.names)],
             derive_key(seed, "mixture"),
         )
+        keys = [derive_key(seed, "order", manifest.stream_digest) for manifest in self.manifests]
+        self._order = SampleOrder(self.plan, self.windows, keys, subset)
 
     def _check_tokenizers(self) -> None:
         first = self.datasets[0]
@@ -221,16 +224,7 @@ class SampleReader:
 
     def places(self, begin: int, end: int) -> tuple[Indices, Indices, Indices]:
         """Source (its place in `names`), epoch and window of samples [begin, end), each [end - begin]."""
-        sources, ranks = self.plan.draw(begin, end)
-        epochs, positions = np.divmod(ranks, np.array(self.windows)[sources])
-        windows = np.empty_like(ranks)
-        for source, epoch in set(zip(sources.tolist(), epochs.tolist(), strict=True)):
-            chosen = (sources == source) & (epochs == epoch)
-            order = Permutation(self.windows[source], derive_key(self._keys[source], epoch))
-            windows[chosen] = order.map(positions[chosen])
-        if self._subset is not None:
-            windows = self._subset.map(windows)
-        return sources, epochs, windows
+        return self._order.places(begin, end)
 
     def _chunk_of(self, i: int) -> tuple[_Chunk, int]:
         assert i >= 0, "samples are counted from 0"
@@ -254,15 +248,22 @@ class SampleReader:
         return self._cuts[chunk.sources[position]][chunk.windows[position]].astype(np.int64)
 
     def prefetch(self, indices: Iterable[int]) -> None:
-        """Say which samples will be read soon; those that the plan does not have are passed over."""
-        end = self.plan.end
-        windows: dict[int, list[int]] = {}
-        for i in indices:
-            if end is None or i < end:
-                chunk, position = self._chunk_of(i)
-                windows.setdefault(chunk.sources[position], []).append(chunk.windows[position])
-        for source, numbers in windows.items():
-            self.datasets[source].prefetch(numbers, self.sequence_length)
+        """Say which samples will be read soon; those that the plan does not have are passed over.
+
+        Those of the call before are known, so that a step tells of one more step and pays for no more. What is far
+        ahead is worked out apart from what is read: it may be thousands of chunks away, where many ranks share a step.
+        """
+        wanted = frozenset(indices)
+        fresh = np.array(sorted(wanted - self._foretold), dtype=np.int64)
+        self._foretold = wanted
+        for run in np.split(fresh, np.flatnonzero(np.diff(fresh) != 1) + 1):
+            if run.size:
+                self._prefetch_run(int(run[0]), int(run[-1]) + 1)
+
+    def _prefetch_run(self, begin: int, end: int) -> None:
+        sources, _, windows = self.places(begin, end)
+        for source in np.unique(sources).tolist():
+            self.datasets[source].prefetch(windows[sources == source].tolist(), self.sequence_length)
 
     def batch(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """Token ids of the samples `indices`, shape [len(indices), sequence_length]; none of them may be short."""

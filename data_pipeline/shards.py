@@ -27,10 +27,11 @@ DOCUMENT_COLUMNS = pa.schema(
         pa.field("id", pa.string()),
         pa.field("metadata", pa.string()),
         pa.field("spans", SPANS),
+        pa.field("language", pa.string()),
     ]
 )
 """Of each document: end in tokens (its EOS included), source, UTF-8 bytes, xxh3-128 of the text, name, JSON; who
-speaks in which tokens, counted from the document's first."""
+speaks in which tokens, counted from the document's first; its language's code, if it was told."""
 SHARD_BYTES = 1 << 28
 MEND = "restore the file or rebuild the dataset"
 
@@ -216,6 +217,22 @@ class ShardReader:
         if digest_file(path) != self.info.offsets.digest:
             raise UserError(f"{path} is damaged (its digest does not fit): {MEND}")
         return pa.ipc.open_file(source).get_batch(0)
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard, and what its dataset says of all shards (`DatasetManifest.form_of_shards`): one for a worker."""
+
+    path: Path
+    info: ShardInfo
+    form: dict[str, Any]
+
+    def reader(self) -> ShardReader:
+        """Its reader; no file is touched yet."""
+        form = self.form
+        return ShardReader(
+            self.path, self.info, dtype=form["dtype"], batch_tokens=form["batch_tokens"], packed=form["packed"]
+        )
 
 
 def read_batch(reader: Any, number: int, kind: Any, length: int) -> Tokens:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from scipy import stats
 
-from data_pipeline.mixture import Mixture
 from data_pipeline.order import Indices, Permutation, derive_key
+from data_pipeline.plan import SamplePlan, Segment
+from data_pipeline.sample_order import SampleOrder
 from data_pipeline.shards import default_shard_tokens
 from runtime.errors import LacunaError, UserError
 from runtime.progress import ProgressBar
@@ -60,28 +61,13 @@ class Workload:
         return [share // self.sequence_length for share in self.shares()]
 
 
-class Order:
-    """Where every sample of a mixture comes from, as `SampleReader` works it out from the same parts."""
-
-    def __init__(self, windows: list[int], weights: list[float], seed: int) -> None:
-        self._windows = np.array(windows)
-        self._mixture = Mixture(weights, derive_key(seed, "mixture"))
-        self._keys = [derive_key(seed, "order", source) for source in range(len(windows))]
-
-    def draw(self, begin: int, end: int) -> tuple[Indices, Indices, Indices]:
-        """Source, epoch and window of samples [begin, end), each of shape [end - begin]."""
-        size = self._mixture.size
-        first, last = begin // size, -(-end // size)
-        blocks = [self._mixture.block(number) for number in range(first, last)]
-        inside = slice(begin - first * size, end - first * size)
-        sources, ranks = (np.concatenate(column)[inside] for column in zip(*blocks, strict=True))
-        epochs, places = np.divmod(ranks, self._windows[sources])
-        windows = np.empty_like(places)
-        for source, epoch in set(zip(sources.tolist(), epochs.tolist(), strict=True)):
-            chosen = (sources == source) & (epochs == epoch)
-            order = Permutation(int(self._windows[source]), derive_key(self._keys[source], epoch))
-            windows[chosen] = order.map(places[chosen])
-        return sources, epochs, windows
+def order_of(windows: list[int], weights: list[float], seed: int) -> SampleOrder:
+    """The order of a mixture as `SampleReader` makes it, but for keys that come from datasets."""
+    numbers = range(len(windows))
+    plan = SamplePlan(
+        [Segment(0, dict(zip(numbers, weights, strict=True)))], [None] * len(windows), derive_key(seed, "mixture")
+    )
+    return SampleOrder(plan, windows, [derive_key(seed, "order", source) for source in numbers])
 
 
 class Drawn(NamedTuple):
@@ -137,9 +123,9 @@ def start_cost(workload: Workload) -> tuple[float, int]:
     return seconds, size
 
 
-def _start(workload: Workload) -> Order:
-    order = Order(workload.windows(), [float(n + 1) for n in range(workload.sources)], workload.seed)
-    order.draw(0, 1)
+def _start(workload: Workload) -> SampleOrder:
+    order = order_of(workload.windows(), [float(n + 1) for n in range(workload.sources)], workload.seed)
+    order.places(0, 1)
     return order
 
 
@@ -173,15 +159,15 @@ def sampled_steps(workload: Workload) -> list[int]:
     return sorted(step for step in [*fixed, *drawn] if step < max(total, 2))[: workload.steps + len(fixed)]
 
 
-def _walk(order: Order, workload: Workload, steps: list[int], bar: ProgressBar) -> tuple[Drawn, list[float]]:
+def _walk(order: SampleOrder, workload: Workload, steps: list[int], bar: ProgressBar) -> tuple[Drawn, list[float]]:
     batch, share = workload.global_batch, workload.global_batch // workload.ranks
     parts, seconds = [], []
     for number, step in enumerate(dict.fromkeys(steps)):
         first = step * batch
-        whole = order.draw(first, first + batch)
+        whole = order.places(first, first + batch)
         rank = number * 7919 % workload.ranks
         begin = time.perf_counter()
-        own = order.draw(first + rank * share, first + (rank + 1) * share)
+        own = order.places(first + rank * share, first + (rank + 1) * share)
         seconds.append(time.perf_counter() - begin)
         for mine, all_of_it in zip(own, whole, strict=True):
             if not np.array_equal(mine, all_of_it[rank * share : (rank + 1) * share]):

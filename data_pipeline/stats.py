@@ -7,22 +7,28 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.manifest import DatasetManifest
-from data_pipeline.places import open_shards
-from data_pipeline.shards import ShardReader
+from data_pipeline.passes.worker import processes_for, spread
+from data_pipeline.shards import ShardTask
+from runtime.progress import ProgressBar
 
 _POWERS = 64
 
 
-def dataset_stats(path: Path) -> dict[str, Any]:
+def dataset_stats(path: Path, progress: bool = True, processes: int | None = None) -> dict[str, Any]:
     """Documents, tokens, bytes per token, counts by source and split, and documents by length.
 
     `document_lengths` maps a power of two L to the number of documents with L <= tokens < 2 L, for each source too.
+    Raises UserError naming a documents' file that is missing or damaged.
     """
     manifest = DatasetManifest.load(path)
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    tasks = [ShardTask(path, shard, manifest.form_of_shards()) for shard in shards]
+    processes = processes or processes_for(sum(shard.offsets.bytes for shard in shards))
     lengths = np.zeros((len(manifest.sources), _POWERS), dtype=np.int64)
-    for split in manifest.splits:
-        for shard in open_shards(path, manifest, split):
-            _count_lengths(shard, lengths)
+    with ProgressBar("stats", len(shards), progress) as bar:
+        for _, counts in spread(count_lengths, tasks, processes):
+            lengths += counts
+            bar.advance(1)
     documents, tokens, text = (
         sum(getattr(s, what) for s in manifest.sources) for what in ("documents", "tokens", "bytes")
     )
@@ -55,10 +61,13 @@ def _ratio(text: int, tokens: int) -> float:
     return text / tokens if tokens > 0 else 0.0
 
 
-def _count_lengths(shard: ShardReader, lengths: npt.NDArray[np.int64]) -> None:
-    ends, sources = shard.documents()
+def count_lengths(task: ShardTask) -> npt.NDArray[np.int64]:
+    """Documents of a shard by source and power of two, shape [sources, powers]."""
+    counts = np.zeros((task.form["sources"], _POWERS), dtype=np.int64)
+    ends, sources = task.reader().documents()
     powers = np.frexp(np.diff(ends, prepend=0))[1] - 1
-    np.add.at(lengths, (sources.astype(np.int64), powers), 1)
+    np.add.at(counts, (sources.astype(np.int64), powers), 1)
+    return counts
 
 
 def _by_power(counts: npt.NDArray[np.int64]) -> dict[int, int]:

@@ -20,6 +20,7 @@ from runtime.files import mend_of, read_json, write_json
 from runtime.progress import ProgressBar
 from runtime.settings import Settings
 
+MEND_INDEX = "lacuna data pack makes it anew"
 _PACKED_AT_START = 1 << 20  # documents that best fit takes about a second for
 _PIECES = pa.list_(pa.struct([("begin", pa.int64()), ("length", pa.int32())]))
 _SCHEMA = pa.schema([pa.field("pieces", _PIECES, nullable=False)])
@@ -139,17 +140,28 @@ def index_path(dataset: Path, length: int, packing: PiecePacking) -> Path:
     return dataset / f"{packing}-{length}.windows.json"
 
 
-def _from_index(stream: TokenStream, path: Path) -> PieceWindows:
+def window_indices(dataset: Path) -> list[Path]:
+    """All indices that stand in a dataset."""
+    return sorted(dataset.glob("*.windows.json"))
+
+
+def load_index(path: Path, manifest: DatasetManifest) -> WindowIndex:
+    """An index of the dataset of `manifest`. Raises UserError if it cannot be read or is of other shards."""
     index = WindowIndex.parse(read_json(path), str(path))
-    if index.stream_digest != stream.manifest.stream_digest:
-        raise UserError(f"{path} is of other shards: lacuna data pack makes it anew")
+    if index.stream_digest != manifest.stream_digest:
+        raise UserError(f"{path} is of other shards: {MEND_INDEX}")
+    return index
+
+
+def _from_index(stream: TokenStream, path: Path) -> PieceWindows:
+    index = load_index(path, stream.manifest)
     split = index.splits[stream.split]
     file = path.parent / split.file.name
 
     def pieces_of(shard: int) -> Pieces:
         pieces = _read_pieces(file, split.file.bytes, shard)
         if pieces.windows != split.shards[shard].windows or pieces.digest != split.shards[shard].digest:
-            raise UserError(f"{file} is damaged (windows of shard {shard}): lacuna data pack makes it anew")
+            raise UserError(f"{file} is damaged (windows of shard {shard}): {MEND_INDEX}")
         return pieces
 
     return PieceWindows(stream, [shard.windows for shard in split.shards], pieces_of)
@@ -163,9 +175,7 @@ def _read_pieces(file: Path, size: int, shard: int) -> Pieces:
         values = column.values
         return Pieces(column.offsets.to_numpy(), values.field(0).to_numpy(), values.field(1).to_numpy())
     except (pa.ArrowException, OSError, IndexError, ValueError) as error:
-        raise UserError(
-            f"{file}: windows of shard {shard} cannot be read ({one_line(error)}): lacuna data pack makes it anew"
-        ) from None
+        raise UserError(f"{file}: windows of shard {shard} cannot be read ({one_line(error)}): {MEND_INDEX}") from None
 
 
 def write_index(

@@ -1,6 +1,6 @@
 """Last pass: encoded parts joined to one token stream per split, and cut into shards of whole documents."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,24 +37,32 @@ class CutTask:
 
 
 def plan_shards(encoded: Sequence[Path], split: str, shard_tokens: int, together: int = 1) -> list[list[Segment]]:
-    """Segments of each shard: a shard ends with the documents that bring it to `shard_tokens`.
+    """Segments of each shard, see `cut_documents`."""
+    shards = cut_documents((_ends(directory, split) for directory in encoded), shard_tokens, together)
+    return [[Segment(encoded[part], first, last) for part, first, last in shard] for shard in shards]
 
-    Of every `together` documents, none is parted from the others.
+
+def cut_documents(
+    parts: Iterable[npt.NDArray[np.int64]], shard_tokens: int, together: int = 1
+) -> list[list[tuple[int, int, int]]]:
+    """What each shard holds of parts whose documents end at these tokens: (part, first document, last, exclusive).
+
+    A shard ends with the documents that bring it to `shard_tokens`. Of every `together` documents, none is parted from
+    the others.
     """
-    shards: list[list[Segment]] = []
-    current: list[Segment] = []
+    shards: list[list[tuple[int, int, int]]] = []
+    current: list[tuple[int, int, int]] = []
     size = 0
-    for directory in encoded:
-        ends = _ends(directory, split)
+    for part, ends in enumerate(parts):
         first, base = 0, 0
         while first < len(ends):
             last = int(np.searchsorted(ends, base + shard_tokens - size)) + 1
             last += -last % together
             if last > len(ends):
-                current.append(Segment(directory, first, len(ends)))
+                current.append((part, first, len(ends)))
                 size += int(ends[-1]) - base
                 break
-            shards.append([*current, Segment(directory, first, last)])
+            shards.append([*current, (part, first, last)])
             current, size, first, base = [], 0, last, int(ends[last - 1])
     return [*shards, current] if current else shards
 

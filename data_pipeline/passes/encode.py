@@ -129,7 +129,11 @@ def _write_table(file: Path, source: int, rows: Rows, lengths: Any, beside: pa.T
         pa.array(np.full(len(rows), source), pa.uint16()),
         pa.array(rows["bytes"], pa.int64()),
         pa.Array.from_buffers(pa.binary(16), len(rows), [None, pa.py_buffer(digests)]),
-        *(pa.nulls(0, field.type) if kept is None else kept[field.name] for field in list(DOCUMENT_COLUMNS)[4:]),
+        *(
+            pa.nulls(0, DOCUMENT_COLUMNS.field(n).type) if kept is None else kept[n]
+            for n in ("id", "metadata", "spans")
+        ),
+        pa.array(rows["language"].astype(str), pa.string(), mask=rows["language"] == b""),
     ]
     with pa.ipc.new_file(str(file), DOCUMENT_COLUMNS) as out:
         out.write_table(pa.table(columns, schema=DOCUMENT_COLUMNS))

@@ -13,11 +13,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from runtime.errors import LacunaError, one_line
 
+T = TypeVar("T")
+R = TypeVar("R")
 _ROOT = Path(__file__).resolve().parents[2]
+_ALONE_BYTES = 1 << 28  # less than this is read sooner than workers start
 
 
 class Worker:
@@ -86,6 +89,27 @@ def share_out(
         if error is not None:
             raise error
         yield number, result
+
+
+def processes_for(size: int) -> int:
+    """How many processes read `size` bytes of a dataset soonest: one for each core, or only this one."""
+    return len(os.sched_getaffinity(0)) if size > _ALONE_BYTES else 1
+
+
+def spread(function: Callable[[T], R], tasks: Sequence[T], processes: int) -> Iterator[tuple[int, R]]:
+    """(number of a task, what `function` returned for it) as they are done, by so many workers, or here if by one.
+
+    Raises the first error.
+    """
+    if processes == 1 or len(tasks) < 2:
+        yield from ((number, function(task)) for number, task in enumerate(tasks))
+        return
+    workers = [Worker() for _ in range(min(processes, len(tasks)))]
+    try:
+        yield from share_out(function, [(task,) for task in tasks], workers)
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def _serve(tasks: BinaryIO, answers: BinaryIO) -> None:

@@ -11,6 +11,7 @@ from runtime.settings import Settings
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://")
 SCHEMES = ("file", "s3", "gs")
 Patterns = str | list[str]
+_NO_CREDENTIALS = "credentials do not belong here, where others read them: set them in the environment"
 
 
 class Storage(Settings):
@@ -20,6 +21,13 @@ class Storage(Settings):
     """Another server that speaks the store's protocol, as in `http://localhost:9000`."""
     region: str | None = None
     anonymous: bool = False
+
+    @field_validator("endpoint")
+    @classmethod
+    def _no_secret(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and "@" in endpoint:
+            raise ValueError(_NO_CREDENTIALS)
+        return endpoint
 
 
 class _Source(Settings):
@@ -48,7 +56,7 @@ class FileSource(_Source):
             if scheme and scheme[1] not in SCHEMES:
                 raise ValueError(f"{scheme[1]}:// is not known: give a local path, s3:// or gs://")
             if scheme and "@" in pattern.split("/")[2]:
-                raise ValueError("credentials do not belong here, the manifest is public: set them in the environment")
+                raise ValueError(_NO_CREDENTIALS)
         return patterns
 
     @property

@@ -111,12 +111,13 @@ def verify(path: Dataset, processes: Processes = None, json: Json = False) -> No
 def stats(
     path: Dataset,
     plot: Annotated[Path | None, typer.Option(help="Write a histogram of document lengths to this PNG file.")] = None,
+    processes: Processes = None,
     json: Json = False,
 ) -> None:
     """Documents, tokens and bytes by source."""
     from data_pipeline.stats import dataset_stats, plot_lengths
 
-    values = dataset_stats(path)
+    values = dataset_stats(path, progress=not json, processes=processes)
     if plot is not None:
         plot_lengths(values, plot)
     if json:

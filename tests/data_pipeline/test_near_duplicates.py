@@ -11,6 +11,7 @@ from datasketch.lsh import _optimal_param
 
 from data_pipeline.build import Means, build_dataset
 from data_pipeline.config import BuildConfig
+from data_pipeline.dataset import TokenDataset
 from data_pipeline.dedup.exact import DROPPED, BucketTask, bucket_bits, find_duplicates
 from data_pipeline.dedup.signatures import choose_bands, shingles, sign
 from data_pipeline.manifest import SourceInfo
@@ -176,5 +177,7 @@ def test_every_stage_at_once_is_counted(maker: tuple[Callable[..., BuildConfig],
     assert found.documents == 40
     assert found.emails == 40
     assert found.languages == {"en": 40}
+    for shard in TokenDataset(tmp_path / "out").shards:
+        assert set(shard.document_table().column("language").to_pylist()) == {"en"}
     assert found.filtered == {"too_short": 1, "language": 1}
     assert found.documents + sum(found.filtered.values()) == len(texts)

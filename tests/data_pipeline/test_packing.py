@@ -14,6 +14,7 @@ from data_pipeline.build import build_dataset
 from data_pipeline.config import BuildConfig, DataConfig
 from data_pipeline.dataset import SampleReader, TokenDataset
 from data_pipeline.packing import PiecePacking, best_fit, pack_documents
+from data_pipeline.verify import verify_dataset
 from data_pipeline.windows import PieceWindows, Windows, index_path, open_windows, write_index
 from runtime.errors import UserError
 
@@ -132,12 +133,16 @@ def test_an_index_that_is_damaged_or_of_other_shards(
     path, _ = write_index([stream], LENGTH, "best_fit", progress=False)
     file = dataset / "train-best_fit-48.windows.arrow"
     whole, refused = file.read_bytes(), 0
+    report = verify_dataset(dataset, progress=False)
+    assert (report.ok, report.files) == (True, len(stream.manifest.files) + 1)
     truth = [window.copy() for window in map(open_windows(stream, LENGTH, "best_fit").__getitem__, range(5))]
     for position in range(1000, len(whole) - 1000, 397):
         file.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
         problem = first_problem(open_windows(stream, LENGTH, "best_fit"), truth)
         assert not problem or str(file) in problem
         refused += bool(problem)
+        if position < 3000:
+            assert [str(file) in line for line in verify_dataset(dataset, progress=False).problems] == [True]
     assert refused > 20
     file.write_bytes(whole[:-8])
     with pytest.raises(UserError, match=r"windows\.arrow is \d+ bytes long"):
@@ -146,6 +151,8 @@ def test_an_index_that_is_damaged_or_of_other_shards(
     shutil.copy(path, tmp_path / "other" / path.name)
     with pytest.raises(UserError, match=r"best_fit-48\.windows\.json is of other shards: lacuna data pack"):
         open_windows(TokenDataset(tmp_path / "other"), LENGTH, "best_fit")
+    with pytest.raises(UserError, match=r"is of other shards: lacuna data pack makes it anew \(1 of"):
+        verify_dataset(tmp_path / "other", progress=False).require_ok()
     path.write_text("{}")
     with pytest.raises(UserError, match=r"best_fit-48\.windows\.json: packing"):
         open_windows(stream, LENGTH, "best_fit")

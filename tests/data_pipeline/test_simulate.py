@@ -12,7 +12,8 @@ from data_pipeline.config import DataConfig
 from data_pipeline.dataset import SampleReader
 from data_pipeline.mixture import BLOCK, Mixture
 from data_pipeline.order import Indices, derive_key
-from data_pipeline.simulate import Order, Workload, randomness, sampled_steps, simulate
+from data_pipeline.sample_order import SampleOrder
+from data_pipeline.simulate import Workload, order_of, randomness, sampled_steps, simulate
 from runtime.errors import LacunaError, UserError
 from tests.support.command_line import lacuna, succeeded
 
@@ -39,26 +40,26 @@ def test_any_size(tokens: int, sources: int) -> None:
 def test_it_walks_the_order_that_training_takes(built: Path) -> None:
     reader = SampleReader(DataConfig(path=str(built)), 64, seed=5)
     windows = reader.datasets[0].windows(64)
-    order = Order([windows], [1.0], seed=5)
+    order = order_of([windows], [1.0], seed=5)
     order._keys = [derive_key(5, "order", reader.manifests[0].stream_digest)]
     for begin, end in ((0, 50), (windows - 3, windows + 3), (BLOCK - 1, 2 * BLOCK + 1)):
-        drawn = list(zip(*(column.tolist() for column in order.draw(begin, end)), strict=True))
+        drawn = list(zip(*(column.tolist() for column in order.places(begin, end)), strict=True))
         assert drawn == [(0, *reader.locate(i)[1:]) for i in range(begin, end)]
 
 
 def test_it_walks_longer_blocks() -> None:
     weights = [float(n + 1) for n in range(64)]
-    order, mixture = Order([10**6] * 64, weights, seed=7), Mixture(weights, derive_key(7, "mixture"))
+    order, mixture = order_of([10**6] * 64, weights, seed=7), Mixture(weights, derive_key(7, "mixture"))
     begin, end = mixture.size - 3, mixture.size + 3
     assert mixture.size > BLOCK
-    assert order.draw(begin, end)[0].tolist() == [mixture.source_and_rank(i)[0] for i in range(begin, end)]
+    assert order.places(begin, end)[0].tolist() == [mixture.source_and_rank(i)[0] for i in range(begin, end)]
 
 
-class _Bad(Order):
+class _Bad(SampleOrder):
     """An order with a fault."""
 
-    def draw(self, begin: int, end: int) -> tuple[Indices, Indices, Indices]:
-        sources, epochs, windows = super().draw(begin, end)
+    def places(self, begin: int, end: int) -> tuple[Indices, Indices, Indices]:
+        sources, epochs, windows = super().places(begin, end)
         return sources, epochs, self.spoil(windows, np.arange(begin, end))
 
     def spoil(self, windows: Indices, positions: Indices) -> Indices:
@@ -78,7 +79,7 @@ def test_a_bad_order_is_found_out(
     monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Indices, Indices], Indices], message: str
 ) -> None:
     monkeypatch.setattr(_Bad, "spoil", lambda self, windows, positions: spoil(windows, positions))
-    monkeypatch.setattr(simulation, "Order", _Bad)
+    monkeypatch.setattr(simulation, "SampleOrder", _Bad)
     with pytest.raises(LacunaError, match=message) as caught:
         simulate(Workload(10**9, ranks=5, sequence_length=16, global_batch=1000, sources=1), progress=False)
     assert caught.value.exit_code == 1
@@ -86,9 +87,9 @@ def test_a_bad_order_is_found_out(
 
 def test_ranks_that_differ_are_found_out() -> None:
     workload = Workload(10**9, ranks=8, sequence_length=16, global_batch=64, sources=1).check()
-    order, steps = Order(workload.windows(), [1.0], 0), sampled_steps(workload)
+    order, steps = order_of(workload.windows(), [1.0], 0), sampled_steps(workload)
     positions = np.concatenate([np.arange(step * 64, step * 64 + 64) for step in steps])
-    columns = [np.concatenate(c) for c in zip(*(order.draw(s * 64, s * 64 + 64) for s in steps), strict=True)]
+    columns = [np.concatenate(c) for c in zip(*(order.places(s * 64, s * 64 + 64) for s in steps), strict=True)]
     drawn = simulation.Drawn(positions, *columns)
     assert min(randomness(workload, drawn).values()) > 1e-6
     windows = drawn.windows.reshape(-1, 64).copy()

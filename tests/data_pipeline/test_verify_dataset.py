@@ -215,7 +215,8 @@ def test_a_shard_gives_back_any_ids(tmp_path: Path, dtype: str, top: int, compre
         pa.array([b"x" * 16] * 7, pa.binary(16)),
     ]
     table = pa.table(
-        [*columns, pa.nulls(7, pa.string()), pa.array(["a"] * 7), pa.nulls(7, SPANS)], schema=DOCUMENT_COLUMNS
+        [*columns, pa.nulls(7, pa.string()), pa.array(["a"] * 7), pa.nulls(7, SPANS), pa.nulls(7, pa.string())],
+        schema=DOCUMENT_COLUMNS,
     )
     form = ShardForm(dtype, batch_tokens=100, shard_tokens=300, compression=compression)
     info = write_shard(tmp_path, "train-00000", form, iter(parts), table)
