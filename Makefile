@@ -107,13 +107,14 @@ prove-ui: .venv/installed-test
 soak: .venv/installed-test
 	$(BIN)/python -m tests.prove.soak --minutes $(or $(MINUTES),20)
 
-## The scaling study: two sweeps on real text, then docs/scaling/report.md; killed, it continues
+## The scaling study: three sweeps on real text, then docs/scaling/report.md; killed, it continues
 study-scaling: .venv/installed
-	@echo "two sweeps of 40 and 20 small models: an estimated 2.5 hours on two quiet cores; killed, the same command continues"
+	@echo "three sweeps of 20 small models each: an estimated 2.5 hours on two quiet cores; killed, the same command continues"
 	test -d runs/scaling/data || $(BIN)/lacuna data build --config docs/scaling/data.yaml --out runs/scaling/data
-	$(BIN)/lacuna scaling run docs/scaling/study.yaml --out runs/scaling/study --processes 2
+	$(BIN)/lacuna scaling run docs/scaling/study-autoregressive.yaml --out runs/scaling/autoregressive --processes 2
+	$(BIN)/lacuna scaling run docs/scaling/study-masked.yaml --out runs/scaling/masked --processes 2
 	$(BIN)/lacuna scaling run docs/scaling/repeats.yaml --out runs/scaling/repeats --processes 2
-	$(BIN)/lacuna scaling report runs/scaling/study runs/scaling/repeats --out docs/scaling
+	$(BIN)/lacuna scaling report runs/scaling/autoregressive runs/scaling/masked runs/scaling/repeats --out docs/scaling
 
 ## The reversal study: six small runs on couplets, then docs/studies/reversal.md; killed, it continues
 study-reversal: .venv/installed

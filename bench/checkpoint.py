@@ -129,7 +129,9 @@ def _measure(name: str, engine: Engine, root: Path) -> CheckpointResult:
 def measure_blocked(workload: Workload, data: Path, scratch: Path) -> BlockedResult:
     """Train with a save in the background every few steps, as the training loop does it, agreement included."""
     config, root = workload.config(data), scratch / "background"
-    blocked, alone, beside = [], [], []
+    blocked: list[float] = []
+    alone: list[float] = []
+    beside: list[float] = []
     with _engine(config) as engine:
         feed, saver = build_feed(config), BackgroundSaver(root, engine, Retention(1))
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +39,7 @@ class CountedTraffic(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes: Counter[str] = Counter()
+        self.bytes: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[tuple[str, str]] = Counter()
         self._axes = _axes()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class LiveTensors(TorchDispatchMode):
             self.bytes += size - known[1]
         else:
             self.bytes += size
-        self._held[key] = (weakref.ref(storage, lambda _gone, key=key: self._free(key, _gone)), size)
+        self._held[key] = (weakref.ref(storage, partial(self._free, key)), size)
         self.peak = max(self.peak, self.bytes)
 
     def _free(self, key: int, gone: Any) -> None:

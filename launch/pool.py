@@ -92,8 +92,12 @@ def why_failed(job: Job, code: int) -> str:
 
 
 def run_as_job(action: Callable[[Path], None]) -> int:
-    """Do the `action` of a job whose module a pool started; returns its exit code, its error is said in one line."""
-    _end_with_parent(int(sys.argv[2]))
+    """Do the `action` of `python -m MODULE ROOT [PID_OF_THE_POOL]`; returns its exit code, its error is one line.
+
+    Without a pool's id it outlives its parent, which under Slurm may be a container's: Slurm ends it.
+    """
+    if len(sys.argv) > 2:
+        _end_with_parent(int(sys.argv[2]))
     try:
         action(Path(sys.argv[1]))
     except LacunaError as error:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.pool import Job, run_jobs, why_failed
 from launch.recipe import load_recipe
 from launch.sweep_tracking import SweepTracking
 from pretrain.run_directory import RunDirectory
@@ -27,17 +22,18 @@ from runtime.signals import StopRequest
 SWEEP_FILE = "sweep.json"
 """What a sweep's directory says of itself: its file's keys, all resolved."""
 _MODULE = "launch.sweep_point"
-_PAUSE = 0.2
 _UNIT = 1e9
 
 
 @dataclass(frozen=True)
 class LoadedSweep:
-    """A sweep with its points; `data_tokens` of the training split, or None if the data is not there yet."""
+    """A sweep with its points; `data_tokens` of the training split and the digest of its streams, or None if the data
+    is not there yet."""
 
     sweep: Sweep
     points: list[Point]
     data_tokens: int | None
+    data_digest: str | None
 
 
 @dataclass(frozen=True)
@@ -64,14 +60,16 @@ def load_sweep(path: Path, need_data: bool) -> LoadedSweep:
     """Read a sweep's file and work out its points. Raises UserError naming the key and the mend."""
     sweep = parse_sweep(read_yaml(path), str(path))
     base = load_recipe(sweep.recipe, sweep.overrides)
-    tokens = _data_tokens(sweep) if need_data or Path(sweep.data).exists() else None
-    return LoadedSweep(sweep, sweep_points(sweep, base, tokens or 1 << 62), tokens)
+    data = _data(sweep) if need_data or Path(sweep.data).exists() else None
+    tokens, digest = data or (None, None)
+    return LoadedSweep(sweep, sweep_points(sweep, base, tokens or 1 << 62), tokens, digest)
 
 
-def _data_tokens(sweep: Sweep) -> int:
+def _data(sweep: Sweep) -> tuple[int, str]:
     from data_pipeline.dataset import TokenDataset
 
-    return TokenDataset(sweep.data).tokens
+    dataset = TokenDataset(sweep.data)
+    return dataset.tokens, dataset.manifest.stream_digest
 
 
 def open_sweep(loaded: LoadedSweep, out: Path) -> tuple[SweepDirectory, list[Point]]:
@@ -80,7 +78,7 @@ def open_sweep(loaded: LoadedSweep, out: Path) -> tuple[SweepDirectory, list[Poi
     Raises UserError if `out` holds points of another sweep.
     """
     directory, sweep = SweepDirectory(out), loaded.sweep
-    digests = {point.name: _digest(sweep, point) for point in loaded.points}
+    digests = {point.name: _digest(loaded, point) for point in loaded.points}
     _check_finished(directory, loaded.points, digests)
     write_json(out / SWEEP_FILE, sweep.model_dump(mode="json"))
     waiting = [point for point in loaded.points if not directory.result(point).exists()]
@@ -120,13 +118,15 @@ def run_sweep(
         finished = [point for point in loaded.points if point not in waiting]
         bar.advance(sum(map(_work, finished)), f"{len(finished)} of {len(loaded.points)} points done")
         _show(tracking, directory, finished)
-        for point, failure in _pool(directory, waiting, processes, stop):
-            if failure is None:
+        by_name = {point.name: point for point in waiting}
+        for job, code in run_jobs([_job(directory, point) for point in waiting], processes, stop):
+            point = by_name[job.name]
+            if code == 0 and directory.result(point).exists():
                 finished.append(point)
                 _write_table(directory, loaded.points)
                 _show(tracking, directory, [point])
             else:
-                failures[point.name] = failure
+                failures[point.name] = why_failed(job, code)
             note = f"{len(finished)} of {len(loaded.points)} points done"
             bar.advance(_work(point), note + (f", {len(failures)} failed" if failures else ""))
     _write_table(directory, loaded.points)
@@ -138,6 +138,11 @@ def run_sweep(
         name, reason = next(iter(failures.items()))
         raise LacunaError(f"{len(failures)} points failed, the first was {name}: {reason}")
     return directory.table
+
+
+def _job(directory: SweepDirectory, point: Point) -> Job:
+    root = directory.run(point).root
+    return Job(point.name, _MODULE, root, root / "point.log")
 
 
 def measured_points(directory: SweepDirectory, points: Sequence[Point]) -> list[Measured]:
@@ -160,75 +165,23 @@ def _work(point: Point) -> int:
     return round((point.computed_flops + point.evaluation_flops) / _UNIT)
 
 
-def _digest(sweep: Sweep, point: Point) -> str:
-    return digest_bytes((point.config.model_dump_json() + sweep.evaluation.model_dump_json()).encode())
+def _digest(loaded: LoadedSweep, point: Point) -> str:
+    evaluation = loaded.sweep.evaluation.model_dump_json()
+    return digest_bytes(f"{point.config.model_dump_json()}{evaluation}{loaded.data_digest}".encode())
 
 
 def _check_finished(directory: SweepDirectory, points: Sequence[Point], digests: dict[str, str]) -> None:
     for point in points:
         path = directory.result(point)
         if path.exists() and read_json(path).get("digest") != digests[point.name]:
-            raise UserError(f"{path.parent} was run with another sweep file or code: use another --out, or remove it")
+            what = "another sweep file, data or code"
+            raise UserError(f"{path.parent} was run with {what}: use another --out, or remove it")
 
 
 def _show(tracking: SweepTracking | None, directory: SweepDirectory, points: Sequence[Point]) -> None:
     for point in points if tracking else ():
         assert tracking is not None
         tracking.show(directory.run(point), read_json(directory.result(point)))
-
-
-def _pool(
-    directory: SweepDirectory, points: Sequence[Point], processes: int, stop: StopRequest
-) -> Iterator[tuple[Point, str | None]]:
-    """Yield each point when its process has ended: None, or why it failed. A stop ends the processes politely."""
-    waiting = list(points)
-    running: dict[str, tuple[Point, subprocess.Popen[bytes]]] = {}
-    with _ended_at_last(running):
-        while waiting or running:
-            while waiting and len(running) < processes and not stop:
-                point = waiting.pop(0)
-                running[point.name] = (point, _start(directory.run(point).root, processes))
-            if stop:
-                waiting.clear()
-                for _, process in running.values():
-                    process.send_signal(signal.SIGTERM)
-            time.sleep(_PAUSE)
-            for name, (point, process) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[name]
-                if not stop:
-                    yield point, _reason(directory, point, process.returncode)
-
-
-@contextmanager
-def _ended_at_last(running: dict[str, tuple[Point, subprocess.Popen[bytes]]]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.wait()
-
-
-def _start(root: Path, processes: int) -> subprocess.Popen[bytes]:
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-    environment = os.environ | {"OMP_NUM_THREADS": threads}
-    with open(root / "point.log", "ab") as log:
-        command = [sys.executable, "-m", _MODULE, str(root), str(os.getpid())]
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-
-
-def _reason(directory: SweepDirectory, point: Point, code: int) -> str | None:
-    if code == 0 and directory.result(point).exists():
-        return None
-    log = directory.run(point).root / "point.log"
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("lacuna: ")]
-    said = lines[-1].removeprefix("lacuna: ") if lines else f"ended with code {code}"
-    return f"{said}; see {log}"
 
 
 def sweep_summary(loaded: LoadedSweep) -> dict[str, Any]:

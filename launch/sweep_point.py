@@ -1,24 +1,23 @@
-"""One point of a sweep in a process of its own: trains as `lacuna train` does, then validates. See `launch.sweep`."""
+"""One point of a sweep in a process of its own: trains as `lacuna train` does, then validates. See `launch.sweep`.
+
+`python -m launch.sweep_point POINT_DIRECTORY [PID_OF_THE_POOL]`.
+"""
 
 from __future__ import annotations
 
 import math
-import os
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from launch.pool import run_as_job
 from parallel.checkpoint.catalogue import newest_checkpoint
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
 from pretrain.scaling.sweep import Evaluation
-from runtime.errors import LacunaError, one_line
+from runtime.errors import LacunaError
 from runtime.files import read_json, write_json
-
-_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def run_point(root: Path) -> None:
@@ -61,27 +60,5 @@ def _validate(root: Path, evaluation: Evaluation) -> Any:
     return evaluate(load_trained(root), evaluation.windows, evaluation.draws, evaluation.seed, show_progress=False)
 
 
-def _end_with_parent(parent: int) -> None:
-    """Stop politely when the pool is gone, however it went; the same sweep then continues this point."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def main() -> int:
-    """`python -m launch.sweep_point POINT_DIRECTORY PID_OF_THE_POOL`."""
-    _end_with_parent(int(sys.argv[2]))
-    try:
-        run_point(Path(sys.argv[1]))
-    except LacunaError as error:
-        print(f"lacuna: {one_line(error)}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_as_job(run_point))

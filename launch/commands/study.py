@@ -69,6 +69,9 @@ def _print_runs(runs: list[Any], exact: bool, json: bool) -> None:
     if json:
         print_json({"runs": rows, "exact": exact})
         return
-    print_table(("run", "steps", "FLOPs"), [(row["name"], f"{row['steps']:,}", f"{row['flops']:.3g}") for row in rows])
+    print_table(
+        ("run", "steps", "FLOPs (computed)"),
+        [(row["name"], f"{row['steps']:,}", f"{row['flops']:.3g}") for row in rows],
+    )
     if not exact:
         print("the data is not there yet: its vocabulary, and so the FLOPs, are guessed")

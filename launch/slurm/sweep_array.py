@@ -22,7 +22,7 @@ SCRIPT = "sweep.sbatch"
 _TRAIN = """\
 # Train and validate; a point that was cut goes on from its checkpoint.
 point="$out/points/${points[$SLURM_ARRAY_TASK_ID]}"
-attend "${python[@]}" -m launch.sweep_point "$point" $$"""
+attend "${python[@]}" -m launch.sweep_point "$point\""""
 
 _COLLECT = """\
 # The table of the points that are done. One task at a time, or the slower of two would take away the other's point.

@@ -9,7 +9,8 @@ from typing import Any
 from launch.studies.couplets import DIRECTIONS
 from launch.studies.reversal import CHARACTERS, FAMILIES, StudyRun
 from launch.studies.scores import Score, together, write_scores
-from pretrain.scaling.plots import COLOURS, figure
+from pretrain.figures import panels
+from pretrain.scaling.plots import COLOURS
 from runtime.files import write_atomic
 
 _NAMES = {"masked": "masked diffusion", "autoregressive": "autoregressive"}
@@ -75,7 +76,7 @@ def _of(scores: Sequence[Score], family: str, direction: str, couplets: str = "u
 
 def _plot(scores: Sequence[Score], out: Path) -> None:
     """Share of exact answers against FLOPs: each seed thin, their mean bold, the interval over questions shaded."""
-    with figure(out, 1, 1, (7.6, 4.3)) as (axes,):
+    with panels(out, 1, 1, (7.6, 4.3)) as (axes,):
         for family in FAMILIES:
             for direction in DIRECTIONS:
                 _draw(axes, scores, family, direction)

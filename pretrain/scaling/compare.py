@@ -15,7 +15,8 @@ from pretrain.scaling.power_law import Interval, PowerLaw, interval
 @dataclass(frozen=True)
 class Comparison:
     """`compute_ratio`: FLOPs of `family` over those of `baseline` at `loss`, nats per token. `size_ratio`: best sizes
-    at `compute` FLOPs. `loss_ratio`: least losses at `compute`."""
+    at `compute` FLOPs. `loss_ratio`: least losses at `compute`. `extrapolated`: those of `loss` and `compute` that not
+    both families have reached, so that what is said there goes beyond the points of one or both."""
 
     family: str
     baseline: str
@@ -24,13 +25,14 @@ class Comparison:
     compute_ratio: Interval
     size_ratio: Interval
     loss_ratio: Interval
+    extrapolated: tuple[str, ...] = ()
 
 
 def compare_isoflop(family: IsoFlopFit, baseline: IsoFlopFit) -> Comparison:
-    """Compare two frontiers, at the middle (in logarithms) of the losses that both reached, else of all losses, and
-    at the middle of the budgets."""
-    loss = common_loss([curve.loss for curve in family.used], [curve.loss for curve in baseline.used])
-    compute = middle_compute(family, baseline)
+    """Compare two frontiers at the middle (in logarithms) of the losses that both reached, and of the budgets that
+    both spent; where they do not overlap, of the gap."""
+    losses, budgets = ([[getattr(c, name) for c in one.used] for one in (family, baseline)] for name in _MEETINGS)
+    loss, compute = common_middle(*losses), common_middle(*budgets)
     return Comparison(
         family=family.family,
         baseline=baseline.family,
@@ -42,7 +44,11 @@ def compare_isoflop(family: IsoFlopFit, baseline: IsoFlopFit) -> Comparison:
         ),
         size_ratio=_ratio_at(family.size, baseline.size, compute),
         loss_ratio=_ratio_at(family.loss, baseline.loss, compute),
+        extrapolated=extrapolated(losses, budgets),
     )
+
+
+_MEETINGS = ("loss", "budget")
 
 
 def compare_parametric(
@@ -51,8 +57,10 @@ def compare_parametric(
     loss: float,
     compute: float,
     per_token: tuple[FlopsPerToken, FlopsPerToken] = (six_n, six_n),
+    beyond: tuple[str, ...] = (),
 ) -> Comparison:
-    """The same by the parametric laws; `per_token` are the conventions of family and baseline."""
+    """The same by the parametric laws; `per_token` are the conventions of family and baseline, `beyond` what is
+    `extrapolated`."""
     one, other = per_token
 
     def ratios(a: ParametricLaw, b: ParametricLaw) -> tuple[float, float, float]:
@@ -63,19 +71,27 @@ def compare_parametric(
         )
 
     drawn = np.array([ratios(a, b) for a, b in zip(family.draws, baseline.draws, strict=False)]).reshape(-1, 3)
-    found = [interval(value, drawn[:, i]) for i, value in enumerate(ratios(family.law, baseline.law))]
-    return Comparison(family.family, baseline.family, loss, compute, *found)
+    of_compute, of_size, of_loss = (
+        interval(value, drawn[:, i]) for i, value in enumerate(ratios(family.law, baseline.law))
+    )
+    return Comparison(family.family, baseline.family, loss, compute, of_compute, of_size, of_loss, beyond)
 
 
-def common_loss(family: Sequence[float], baseline: Sequence[float]) -> float:
-    """A loss to compare at: the middle of what both reached, or where they do not overlap, of the gap."""
-    low, high = max(min(family), min(baseline)), min(max(family), max(baseline))
+def common_middle(family: Sequence[float], baseline: Sequence[float]) -> float:
+    """Where to compare: the middle, in logarithms, of what both reached, or where they do not overlap, of the gap."""
+    low, high = _overlap(family, baseline)
     return float(np.sqrt(low * high))
 
 
-def middle_compute(family: IsoFlopFit, baseline: IsoFlopFit) -> float:
-    """The geometric mean of the budgets of both."""
-    return float(np.exp(np.log([*family.budgets, *baseline.budgets]).mean()))
+def extrapolated(losses: Sequence[Sequence[float]], computes: Sequence[Sequence[float]]) -> tuple[str, ...]:
+    """Which of loss and compute two families have no common range of; each argument is (family's, baseline's)."""
+    named = (("loss", _overlap(*losses)), ("compute", _overlap(*computes)))
+    return tuple(name for name, (low, high) in named if low > high)
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Ends of the common range; the first is above the second if there is none."""
+    return max(min(one), min(other)), min(max(one), max(other))
 
 
 def _ratio_at(one: PowerLaw, other: PowerLaw, x: float) -> Interval:

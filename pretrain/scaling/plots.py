@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pretrain.figures import BLUE, GREEN, GREY, INK, OCHRE, RUST, VIOLET, panels
 from pretrain.scaling.isoflop import Curve
 from pretrain.scaling.points import Measured
 from pretrain.scaling.power_law import LEVEL, Array, PowerLaw
 from pretrain.scaling.study import FamilyFits, Study
-from runtime.files import write_atomic
 
-COLOURS = {"masked": "#c8542b", "autoregressive": "#1f5fa8"}
-_OTHERS = ("#2d8a5f", "#7d4fa3", "#a8862a", "#4a4f57")
-_INK, _GRID = "#33383f", "#dfe3e8"
-_STYLE = {
-    "font.size": 10.5,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": "#9aa2ac",
-    "axes.titlecolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-}
+COLOURS = {"masked": RUST, "autoregressive": BLUE}
+_OTHERS = (GREEN, VIOLET, OCHRE, GREY)
 
 
 def plot_isoflop(study: Study, out: Path) -> None:
     """Loss against size at every budget with its parabola and lowest point, a panel for each family."""
     fitted = [fits for fits in study.fits if fits.isoflop]
-    with figure(out, 1, len(fitted), (5.4 * len(fitted), 4.4)) as panels:
-        for axes, fits in zip(panels, fitted, strict=True):
+    with panels(out, 1, len(fitted), (5.4 * len(fitted), 4.4)) as all_axes:
+        for axes, fits in zip(all_axes, fitted, strict=True):
             assert fits.isoflop is not None
             curves = fits.isoflop.curves
             for shade, curve in zip(np.linspace(0.35, 1.0, len(curves)), curves, strict=True):
@@ -57,14 +40,14 @@ def _draw_curve(axes: Any, curve: Curve, colour: str, shade: float) -> None:
     line = np.polyval(curve.coefficients, place - curve.centre)
     axes.plot(np.exp(place), line, color=colour, alpha=shade, linewidth=1.6, label=f"{curve.budget:.2g}")
     if curve.inside:
-        axes.plot(curve.parameters, curve.loss, "*", color=_INK, markersize=9)
+        axes.plot(curve.parameters, curve.loss, "*", color=INK, markersize=9)
 
 
 def plot_frontier(study: Study, out: Path) -> None:
     """Best size, data and loss against compute: optima, power laws, 95 % intervals, all families."""
     names = (("size", "parameters", "best N"), ("data", "tokens", "best D"), ("loss", "loss", "least loss (nats)"))
-    with figure(out, 1, 3, (14, 4.2)) as panels:
-        for axes, (law_name, value, label) in zip(panels, names, strict=True):
+    with panels(out, 1, 3, (14, 4.2)) as all_axes:
+        for axes, (law_name, value, label) in zip(all_axes, names, strict=True):
             for fits in study.fits:
                 if fits.isoflop is None:
                     continue
@@ -89,7 +72,7 @@ def _labelled(family: str, law: PowerLaw) -> str:
 
 def plot_loss(study: Study, out: Path) -> None:
     """Loss of every fresh-data point against its compute, with the parametric law's frontier and its interval."""
-    with figure(out, 1, 1, (7.4, 4.8)) as (axes,):
+    with panels(out, 1, 1, (7.4, 4.8)) as (axes,):
         for fits in study.fits:
             colour = _colour(study, fits.family)
             fresh = [point for point in fits.points if point.epochs <= 1.01]
@@ -116,8 +99,8 @@ def plot_loss(study: Study, out: Path) -> None:
 def plot_repeats(study: Study, out: Path) -> None:
     """Loss against epochs for each number of unique tokens, a panel for each family, with the fitted law."""
     with_repeats = [fits for fits in study.fits if any(point.epochs > 1.01 for point in fits.points)]
-    with figure(out, 1, len(with_repeats), (5.4 * len(with_repeats), 4.4)) as panels:
-        for axes, fits in zip(panels, with_repeats, strict=True):
+    with panels(out, 1, len(with_repeats), (5.4 * len(with_repeats), 4.4)) as all_axes:
+        for axes, fits in zip(all_axes, with_repeats, strict=True):
             groups = repeat_groups(fits.points)
             for shade, (label, group) in zip(np.linspace(0.4, 1.0, len(groups)), groups.items(), strict=True):
                 _draw_repeats(axes, fits, label, group, _colour(study, fits.family), float(shade))
@@ -146,7 +129,7 @@ def _draw_repeats(axes: Any, fits: FamilyFits, label: str, group: list[Measured]
     if fits.repeats is not None:
         line = np.geomspace(1, epochs.max(), 50)
         size, unique = np.full(50, group[0].parameters), np.full(50, group[0].unique)
-        axes.plot(line, fits.repeats.law.loss(size, unique, line), "--", color=_INK, alpha=0.6 * shade, linewidth=1)
+        axes.plot(line, fits.repeats.law.loss(size, unique, line), "--", color=INK, alpha=0.6 * shade, linewidth=1)
 
 
 def _band(
@@ -172,19 +155,3 @@ def _plain_ticks(axes: Any) -> None:
 def _colour(study: Study, family: str) -> str:
     others = [fits.family for fits in study.fits if fits.family not in COLOURS]
     return COLOURS[family] if family in COLOURS else _OTHERS[others.index(family) % len(_OTHERS)]
-
-
-@contextmanager
-def figure(out: Path, rows: int, columns: int, inches: tuple[float, float]) -> Iterator[list[Any]]:
-    """Axes of `rows` × `columns` panels in the style of all studies; at the end the picture goes to `out` as PNG."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a personal style sheet must not change published figures
-        mpl.rcParams.update(_STYLE)
-        figure = Figure(figsize=inches, dpi=150, layout="constrained")
-        yield list(figure.subplots(rows, columns, squeeze=False).flat)
-        image = io.BytesIO()
-        figure.savefig(image, format="png")
-    write_atomic(out, image.getvalue())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.order import derive_key
-from pretrain.scaling.compare import Comparison, common_loss, compare_isoflop, compare_parametric, middle_compute
+from pretrain.scaling.compare import Comparison, common_middle, compare_isoflop, compare_parametric, extrapolated
 from pretrain.scaling.isoflop import IsoFlopFit, fit_isoflop
 from pretrain.scaling.parametric import FlopsPerToken, ParametricFit, fit_parametric, six_n
 from pretrain.scaling.points import Measured, families, single_epoch
@@ -78,21 +78,25 @@ def make_study(points: Sequence[Measured], convention: str, draws: int = 500, se
         if masked.isoflop and baseline.isoflop:
             isoflop = compare_isoflop(masked.isoflop, baseline.isoflop)
         if masked.parametric and baseline.parametric:
-            loss, compute = _where(masked, baseline)
+            losses, computes = _reached(masked, baseline)
             parametric = compare_parametric(
-                masked.parametric, baseline.parametric, loss, compute, (masked.per_token, baseline.per_token)
+                masked.parametric,
+                baseline.parametric,
+                common_middle(*losses),
+                common_middle(*computes),
+                (masked.per_token, baseline.per_token),
+                extrapolated(losses, computes),
             )
     return Study(convention, fits, isoflop, parametric)
 
 
-def _where(masked: FamilyFits, baseline: FamilyFits) -> tuple[float, float]:
-    """Loss and compute to compare parametric laws at: those of the parabolas, else the middle of the points."""
+def _reached(masked: FamilyFits, baseline: FamilyFits) -> tuple[list[list[float]], list[list[float]]]:
+    """Losses and FLOPs of both families: those of the parabolas' lowest points, else of all points."""
     if masked.isoflop and baseline.isoflop:
-        losses = [[curve.loss for curve in one.isoflop.used] for one in (masked, baseline) if one.isoflop]
-        return common_loss(*losses), middle_compute(masked.isoflop, baseline.isoflop)
-    both = [*masked.points, *baseline.points]
-    losses = [[point.loss for point in one.points] for one in (masked, baseline)]
-    return common_loss(*losses), float(np.exp(np.log([point.flops for point in both]).mean()))
+        curves = [one.isoflop.used for one in (masked, baseline) if one.isoflop]
+        return [[c.loss for c in some] for some in curves], [[c.budget for c in some] for some in curves]
+    points = [one.points for one in (masked, baseline)]
+    return [[p.loss for p in some] for some in points], [[p.flops for p in some] for some in points]
 
 
 def _fit_family(points: list[Measured], draws: int, seed: int) -> FamilyFits:

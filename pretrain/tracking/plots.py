@@ -1,6 +1,5 @@
 """Training curves as a picture: loss, gradient norm and learning rate against tokens, for some runs."""
 
-import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -11,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.figures import INK, PALETTE, picture
 from pretrain.tracking.spool import iterate_metrics
 from runtime.errors import UserError
-from runtime.files import write_atomic
 
-_COLOURS = ("#1f5fa8", "#c8542b", "#2d8a5f", "#7d4fa3", "#a8862a", "#4a4f57")
-_INK, _GRID = "#33383f", "#dfe3e8"
 _LABEL_LENGTH = 60
 _LEGEND_ROW = 130
 _MOST_MARKS = 8
@@ -48,14 +45,8 @@ def plot_losses(
     if not runs:
         raise UserError("there is no run to plot: name at least one")
     curves = [_read(label, path) for label, path in runs]
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcdefaults()  # a personal style sheet must not change published figures
+    with warnings.catch_warnings(), picture(out, (10, 6.6), dpi=160) as figure:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        mpl.rcParams.update(STYLE)
-        figure = Figure(figsize=(10, 6.6), dpi=160, layout="constrained")
         grid = figure.add_gridspec(2, 2, height_ratios=(2.1, 1))
         loss_axes = figure.add_subplot(grid[0, :])
         norm_axes = figure.add_subplot(grid[1, 0], sharex=loss_axes)
@@ -66,31 +57,11 @@ def plot_losses(
         _draw_loss(loss_axes, curves, scale, width)
         _draw_norm(norm_axes, curves, scale, width)
         _draw_rate(rate_axes, curves, scale)
-        heading = {"x": 0.008, "ha": "left", "fontsize": 14, "fontweight": "bold", "color": _INK}
+        heading = {"x": 0.008, "ha": "left", "fontsize": 14, "fontweight": "bold", "color": INK}
         figure.suptitle(_plain(title), parse_math=False, **heading)
         for axes in (loss_axes, norm_axes, rate_axes):
             axes.set_xlabel(f"tokens{unit}")
         loss_axes.set_xlim(0, 1.015 * most / scale)
-        image = io.BytesIO()
-        figure.savefig(image, format="png")
-    write_atomic(out, image.getvalue())
-
-
-STYLE = {
-    "font.size": 10.5,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": "#9aa2ac",
-    "axes.titlecolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-    "lines.solid_capstyle": "round",
-}
 
 
 def _draw_loss(axes: Any, curves: Sequence[_Curves], scale: float, window: int) -> None:
@@ -107,14 +78,14 @@ def _draw_loss(axes: Any, curves: Sequence[_Curves], scale: float, window: int) 
     _draw_marks(axes, curves, scale)
     names = [_plain(run.label) for run in curves]
     if window > 1:
-        handles += axes.plot([], [], color=_INK, alpha=0.35, linewidth=0.8)
+        handles += axes.plot([], [], color=INK, alpha=0.35, linewidth=0.8)
         names.append(f"each step (strong: mean of {window})")
     columns = max(1, _LEGEND_ROW // (max(map(len, names)) + 8))
     place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "borderaxespad": 0.3, "ncols": columns}
     legend = axes.legend(handles, ["x" * len(name) for name in names], **place)
     for text, name in zip(legend.get_texts(), names, strict=True):
         # given to legend() itself, a label could be taken for math, or hidden for its first "_"
-        text.set_color(_INK)
+        text.set_color(INK)
         text.set_parse_math(False)
         text.set_text(name)
 
@@ -225,7 +196,7 @@ def _token_unit(most: float) -> tuple[float, str]:
 
 
 def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
+    return PALETTE[index % len(PALETTE)]
 
 
 def _plain(label: str) -> str:

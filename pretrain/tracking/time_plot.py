@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 
+from pretrain.figures import picture
 from pretrain.goodput import Accounts
-from pretrain.tracking.plots import STYLE
 from pretrain.tracking.spool import iterate_metrics
 from runtime.errors import UserError
-from runtime.files import write_atomic
 
 _KINDS = {"productive": "#2d8a5f", "data_wait": "#a8862a", "checkpoint": "#1f5fa8", "restart": "#9aa2ac",
           "lost": "#c8542b"}  # fmt: skip
@@ -28,13 +26,7 @@ def plot_time(metrics: Path, out: Path) -> None:
             rows.append([getattr(accounts, kind) / accounts.wall for kind in _KINDS])
     if not rows:
         raise UserError(f"{metrics} has no line that says where the time went: let the run log a step first")
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        figure = Figure(figsize=(10, 4), dpi=160, layout="constrained")
+    with picture(out, (10, 4), dpi=160) as figure:
         axes = figure.add_subplot()
         shares = np.array(rows).T
         words = [f"{kind.replace('_', ' ')} {share[-1]:.1%}" for kind, share in zip(_KINDS, shares, strict=True)]
@@ -44,6 +36,3 @@ def plot_time(metrics: Path, out: Path) -> None:
         axes.set_xlabel("step")
         axes.set_ylabel("share of the wall time so far")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(_KINDS))
-        image = io.BytesIO()
-        figure.savefig(image, format="png")
-    write_atomic(out, image.getvalue())

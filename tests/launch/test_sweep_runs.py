@@ -1,6 +1,8 @@
 """Sweeps that run to their end, are stopped, or are killed and continued: real training, real processes."""
 
+import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +15,8 @@ import psutil
 import pytest
 import yaml
 
+from launch.sweep import collect_sweep, load_sweep, open_sweep
+from runtime.errors import UserError
 from tests.launch.conftest import Here
 from tests.support.command_line import ENVIRONMENT, LACUNA, lacuna, refusal, succeeded
 
@@ -57,9 +61,12 @@ def launched(sweep: Path, out: Path) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def wait_for(condition: Any, seconds: float = 200) -> None:
+def wait_for(condition: Any, process: "subprocess.Popen[str] | None" = None, seconds: float = 200) -> None:
+    """Until `condition` holds, or `process` has ended without it, which fails with what it said."""
     give_up = time.monotonic() + seconds
     while not condition():
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"it ended with code {process.returncode}: {process.communicate()[1]}")
         assert time.monotonic() < give_up
         time.sleep(0.02)
 
@@ -69,13 +76,13 @@ def test_a_killed_sweep_continues_to_the_very_points_of_one_that_was_not(
 ) -> None:
     out = tmp_path / "out"
     with launched(sweep, out) as process:
-        wait_for(lambda: any(out.glob("points/masked*/checkpoints/step-*")))
+        wait_for(lambda: any(out.glob("points/masked*/checkpoints/step-*")), process)
         children = psutil.Process(process.pid).children()
         assert len(children) == 2
         children[0].kill()
         process.kill()  # its other point is an orphan now
         process.wait()
-    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), 60)
+    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
     assert not any(out.glob("points/*/result.json"))
     succeeded(lacuna("scaling", "run", sweep, "--out", out, "--processes", "2", "--no-track"))
     assert (out / "points.csv").read_bytes() == (finished / "points.csv").read_bytes()
@@ -112,13 +119,33 @@ def test_another_sweep_does_not_take_over_finished_points(
     values["evaluation"]["draws"] = 5
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(values))
     line = refusal(here("scaling", "run", tmp_path / "other.yaml", "--out", finished, "--no-track"))
-    assert "was run with another sweep file or code: use another --out" in line
+    assert "was run with another sweep file, data or code: use another --out" in line
+
+
+def test_points_on_other_data_are_not_mixed_in(sweep: Path, finished: Path) -> None:
+    loaded = load_sweep(sweep, need_data=True)
+    directory, waiting = open_sweep(loaded, finished)
+    assert (directory.root, waiting) == (finished, [])
+    with pytest.raises(UserError, match="was run with another sweep file, data or code"):
+        open_sweep(dataclasses.replace(loaded, data_digest="0" * 32), finished)
+
+
+def test_results_alone_are_enough_to_go_on(sweep: Path, finished: Path, tmp_path: Path) -> None:
+    """What another machine needs of the points that are done."""
+    out = tmp_path / "out"
+    for path in finished.glob("points/*/result.json"):
+        (out / path.relative_to(finished)).parent.mkdir(parents=True)
+        shutil.copy(path, out / path.relative_to(finished))
+    loaded = load_sweep(sweep, need_data=True)
+    assert open_sweep(loaded, out)[1] == []
+    assert collect_sweep(loaded, out, tracked=False) == 2
+    assert (out / "points.csv").read_bytes() == (finished / "points.csv").read_bytes()
 
 
 def test_a_stop_ends_the_points_and_names_the_way_on(sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with launched(sweep, out) as process:
-        wait_for(lambda: len(list(out.glob("points/*/point.log"))) == 2)
+        wait_for(lambda: len(list(out.glob("points/*/point.log"))) == 2, process)
         children = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=200)

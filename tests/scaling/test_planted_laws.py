@@ -75,6 +75,11 @@ def test_planted_gap_of_sixteen() -> None:
     family = fit_isoflop(planted_points(other, budgets=[16 * b for b in BUDGETS]), draws=20)
     found = compare_isoflop(family, baseline)
     assert found.compute_ratio.value == pytest.approx(16, rel=1e-6)
+    assert found.extrapolated == ()
+    assert found.compute == pytest.approx((16 * BUDGETS[0] * BUDGETS[-1]) ** 0.5)  # of what both spent
+    far = fit_isoflop(planted_points(SYMMETRIC, budgets=[1e22, 4e22]), draws=20)
+    assert compare_isoflop(far, baseline).extrapolated == ("loss", "compute")
+    assert compare_isoflop(far, baseline).compute == pytest.approx(1e21)
     laws = [fit_parametric(planted_points(law, name), draws=0) for law, name in ((other, "m"), (SYMMETRIC, "a"))]
     exact = compare_parametric(laws[0], laws[1], loss=2.5, compute=1e19)
     assert exact.compute_ratio.value == pytest.approx(16, rel=1e-3)

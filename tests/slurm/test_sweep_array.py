@@ -74,3 +74,5 @@ def test_the_script_asks_for_what_the_cluster_file_says() -> None:
     ):
         assert line in script.splitlines()
     assert "module load cuda/12.4" in script
+    # no id of the script's process: python's parent may be a container's
+    assert 'attend "${python[@]}" -m launch.sweep_point "$point"' in script.splitlines()
