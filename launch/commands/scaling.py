@@ -155,19 +155,18 @@ def _print_sweep(summary: dict[str, Any]) -> None:
     rows = [
         (
             row["family"],
-            "" if row["budget"] is None else f"{row['budget']:.3g}",
+            f"{row['flops']:.3g}",
             human(row["parameters"]),
             f"{row['layers']}×{row['width']}",
             human(row["tokens"]),
             f"{row['steps']:,} × {row['global_batch']}",
             f"{row['lr']:.2g}",
-            f"{row['flops']:.3g}",
             f"{row['epochs']:.3g}",
         )
         for row in summary["points"]
     ]
-    counted = f"FLOPs ({summary['convention']})"
-    print_table(("family", "budget", "N", "shape", "D", "steps × batch", "lr", counted, "epochs"), rows)
+    print(f"{summary['name']}: FLOPs of training by the convention {summary['convention']}")
+    print_table(("family", "FLOPs", "N", "shape", "D", "steps × batch", "lr", "epochs"), rows)
     for row in summary["points"]:
         for warning in row["warnings"]:
             print(f"{row['name']}: {warning}")

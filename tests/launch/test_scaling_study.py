@@ -54,6 +54,8 @@ def test_fit_tells_the_planted_gap_and_predicts(points: Path, tmp_path: Path, he
     assert config.objective.kind == "masked"
     assert 6 * size * config.train.total_tokens == pytest.approx(1e22, rel=0.02)
     assert config.train.sequence_length == 4096
+    assert "1e+22 FLOPs by 6nd" in recipe.read_text().splitlines()[0]
+    assert found["comparison"]["isoflop"]["extrapolated"] == []
 
 
 def test_fit_for_people(points: Path, here: Here) -> None:

@@ -176,6 +176,7 @@ def test_plan_and_dry_run_start_nothing(sweep: Path, tmp_path: Path, here: Here)
     assert planned["process_hours"] == pytest.approx(whole / 1e9 / 3600)
     shown = succeeded(here("scaling", "run", sweep, "--out", tmp_path / "out", "--dry-run"))
     assert "2 points:" in shown
+    assert "FLOPs of training by the convention computed" in shown
     assert not (tmp_path / "out").exists()
 
 
