@@ -10,11 +10,12 @@ from typing import Any
 from launch.pool import Job, run_jobs, why_failed
 from launch.recipe import load_recipe
 from launch.sweep_tracking import SweepTracking
+from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
 from pretrain.scaling.points import Measured, write_points
-from pretrain.scaling.sweep import Point, Sweep, parse_sweep, sweep_points
+from pretrain.scaling.sweep import Evaluation, Point, Sweep, parse_sweep, sweep_points
 from runtime.errors import LacunaError, Requeue, UserError
-from runtime.files import digest_bytes, read_json, write_json
+from runtime.files import read_json, write_json
 from runtime.progress import ProgressBar
 from runtime.settings import read_yaml
 from runtime.signals import StopRequest
@@ -78,15 +79,14 @@ def open_sweep(loaded: LoadedSweep, out: Path) -> tuple[SweepDirectory, list[Poi
     Raises UserError if `out` holds points of another sweep.
     """
     directory, sweep = SweepDirectory(out), loaded.sweep
-    digests = {point.name: _digest(loaded, point) for point in loaded.points}
-    _check_finished(directory, loaded.points, digests)
+    _check_finished(directory, loaded)
     write_json(out / SWEEP_FILE, sweep.model_dump(mode="json"))
     waiting = [point for point in loaded.points if not directory.result(point).exists()]
     for point in waiting:
         root = directory.run(point).root
         root.mkdir(parents=True, exist_ok=True)
         order = {"config": point.config.model_dump(mode="json"), "evaluation": sweep.evaluation.model_dump()}
-        write_json(root / "point.json", {**order, "digest": digests[point.name]})
+        write_json(root / "point.json", {**order, "data": loaded.data_digest})
     return directory, waiting
 
 
@@ -165,17 +165,22 @@ def _work(point: Point) -> int:
     return round((point.computed_flops + point.evaluation_flops) / _UNIT)
 
 
-def _digest(loaded: LoadedSweep, point: Point) -> str:
-    evaluation = loaded.sweep.evaluation.model_dump_json()
-    return digest_bytes(f"{point.config.model_dump_json()}{evaluation}{loaded.data_digest}".encode())
-
-
-def _check_finished(directory: SweepDirectory, points: Sequence[Point], digests: dict[str, str]) -> None:
-    for point in points:
+def _check_finished(directory: SweepDirectory, loaded: LoadedSweep) -> None:
+    for point in loaded.points:
         path = directory.result(point)
-        if path.exists() and read_json(path).get("digest") != digests[point.name]:
+        if path.exists() and not _is_of(read_json(path).get("order"), path, loaded, point):
             what = "another sweep file, data or code"
             raise UserError(f"{path.parent} was run with {what}: use another --out, or remove it")
+
+
+def _is_of(order: Any, path: Path, loaded: LoadedSweep, point: Point) -> bool:
+    """Whether what a result was made by is what the point says now; keys that are new since have their defaults."""
+    try:
+        config = RunConfig.parse(order["config"], str(path))
+        evaluation = Evaluation.parse(order["evaluation"], str(path))
+        return (config, evaluation, order["data"]) == (point.config, loaded.sweep.evaluation, loaded.data_digest)
+    except (UserError, KeyError, TypeError):
+        return False
 
 
 def _show(tracking: SweepTracking | None, directory: SweepDirectory, points: Sequence[Point]) -> None:

@@ -48,7 +48,7 @@ def run_point(root: Path) -> None:
         "windows": held_out.windows,
         "train_seconds": round(trained - began, 2),
         "evaluate_seconds": round(time.monotonic() - trained, 2),
-        "digest": order["digest"],
+        "order": order,
     }
     write_json(root / "result.json", result)
 

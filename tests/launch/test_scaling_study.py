@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from launch.recipe import load_recipe
+from pretrain.scaling.compare import Comparison
 from pretrain.scaling.points import Measured, write_points
+from pretrain.scaling.power_law import Interval
 from pretrain.scaling.repeats import RepeatLaw
-from pretrain.scaling.study import flops_per_token_of
+from pretrain.scaling.report import page
+from pretrain.scaling.study import Study, flops_per_token_of
 from tests.launch.conftest import Here
 from tests.support.command_line import refusal, succeeded
 from tests.support.planted import BUDGETS, CHINCHILLA, behind_by, planted_points
@@ -62,6 +65,14 @@ def test_fit_for_people(points: Path, here: Here) -> None:
     shown = succeeded(here("scaling", "fit", points, "--draws", "20", "--convention", "6nd"))
     for words in ("SMDM (2410.18514)", "Quokka", "Chinchilla", "**ours**, IsoFLOP", "R_D*", "by the convention `6nd`"):
         assert words in shown
+
+
+def test_a_comparison_beyond_the_points_is_said() -> None:
+    one = Interval(1.0, 0.5, 2.0)
+    for beyond, said in (((), False), (("loss",), True)):
+        comparison = Comparison("masked", "autoregressive", 3.0, 1e19, one, one, one, beyond)
+        shown = "\n".join(page(Study("6nd", [], comparison, None)))
+        assert ("No loss was reached by both: what stands at it goes beyond the points." in shown) == said
 
 
 def test_report_has_the_numbers_behind_every_picture(points: Path, tmp_path: Path, here: Here) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import signal
 import subprocess
 import time
@@ -135,11 +134,23 @@ def test_results_alone_are_enough_to_go_on(sweep: Path, finished: Path, tmp_path
     out = tmp_path / "out"
     for path in finished.glob("points/*/result.json"):
         (out / path.relative_to(finished)).parent.mkdir(parents=True)
-        shutil.copy(path, out / path.relative_to(finished))
+        result = json.loads(path.read_text())
+        del result["order"]["config"]["train"]["compile"]  # as if the key were newer than the result
+        (out / path.relative_to(finished)).write_text(json.dumps(result))
     loaded = load_sweep(sweep, need_data=True)
     assert open_sweep(loaded, out)[1] == []
     assert collect_sweep(loaded, out, tracked=False) == 2
     assert (out / "points.csv").read_bytes() == (finished / "points.csv").read_bytes()
+    one = next(out.glob("points/*/result.json"))
+    for order in (
+        {},
+        None,
+        {**result["order"], "evaluation": {"windows": 9}},
+        {**result["order"], "config": {"nme": 1}},
+    ):
+        one.write_text(json.dumps({**result, "order": order}))
+        with pytest.raises(UserError, match="was run with another sweep file, data or code"):
+            open_sweep(loaded, out)
 
 
 def test_a_stop_ends_the_points_and_names_the_way_on(sweep: Path, tmp_path: Path) -> None:
