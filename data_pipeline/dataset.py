@@ -135,6 +135,7 @@ class SampleReader:
         self.datasets = [TokenDataset(path, split, config.remote) for path in self.names]
         self.remote = any(is_remote(path) for path in self.names)
         self.manifests = [dataset.manifest for dataset in self.datasets]
+        self._streams = [manifest.stream_digest for manifest in self.manifests]
         self._check_tokenizers()
         self._cuts = [open_windows(dataset, sequence_length, config.packing) for dataset in self.datasets]
         self.windows = [windows.count for windows in self._cuts]
@@ -144,7 +145,7 @@ class SampleReader:
         self._settings: list[list[object]] = []
         subset: Permutation | None = None
         if config.unique_tokens is not None:
-            subset = Permutation(self.windows[0], derive_key(0, "unique", self.manifests[0].stream_digest))
+            subset = Permutation(self.windows[0], derive_key(0, "unique", self._streams[0]))
             self.windows[0] = self._fewer(config.unique_tokens)
             self._settings.append(["unique windows", self.windows[0]])
         if config.packing != "stream":
@@ -157,7 +158,7 @@ class SampleReader:
             [self._cap(source, config.cap_of(name)) for source, name in enumerate(self.names)],
             derive_key(seed, "mixture"),
         )
-        keys = [derive_key(seed, "order", manifest.stream_digest) for manifest in self.manifests]
+        keys = [derive_key(seed, "order", stream) for stream in self._streams]
         self._order = SampleOrder(self.plan, self.windows, keys, subset)
 
     def _check_tokenizers(self) -> None:
@@ -199,8 +200,7 @@ class SampleReader:
 
     def digest_before(self, samples: int) -> str:
         """Identifies all that decides the first `samples` samples: two runs with the same one may share them."""
-        streams = [manifest.stream_digest for manifest in self.manifests]
-        identity = [*self.plan.identity(samples, streams), *self._settings]
+        identity = [*self.plan.identity(samples, self._streams), *self._settings]
         return digest_bytes(json.dumps(identity).encode())
 
     @property

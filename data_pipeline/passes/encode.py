@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,11 +25,12 @@ SPLITS: Sequence[Literal["train", "validation"]] = ("train", "validation")
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """A part, what stays of it, and the tokenizer's file."""
+    """A part, what stays of it, and the tokenizer: its file and what that digests to."""
 
     part: Part
     keep: Path
     tokenizer: Path
+    digest: str
     special: dict[str, str]
     validation: float
     form: Form
@@ -51,7 +53,9 @@ def encode_parts(
     special = config.tokenizer.special if isinstance(config.tokenizer, ExistingTokenizer) else {}
     units = []
     for one in selected:
-        task = EncodeTask(one.part, one.directory / KEEP, file, special, config.validation, config.form)
+        task = EncodeTask(
+            one.part, one.directory / KEEP, file, tokenizer.digest, special, config.validation, config.form
+        )
         depends = [
             one.part.directory,
             one.part.source,
@@ -90,9 +94,17 @@ class _Encoder:
         return Encoded(ids, np.array([one.size for one, _ in found], dtype=np.int64), spans)
 
 
+@lru_cache(maxsize=1)
+def _load(file: Path, digest: str, special: tuple[tuple[str, str], ...]) -> Tokenizer:
+    """The tokenizer, loaded once for all units of a process: a large vocabulary takes its time."""
+    tokenizer = Tokenizer.load(file, dict(special))
+    assert tokenizer.digest == digest, f"{file} is the build's own"
+    return tokenizer
+
+
 def encode_part(task: EncodeTask, directory: Path) -> None:
     """Unit: ids of the documents that stay, each closed by EOS, by split."""
-    encoder = _Encoder(Tokenizer.load(task.tokenizer, task.special), task.form)
+    encoder = _Encoder(_load(task.tokenizer, task.digest, tuple(sorted(task.special.items()))), task.form)
     keep = np.load(task.keep)
     rows = load_rows(task.part.directory)[keep].repeat(encoder.documents)
     held = held_out(rows, task.validation)

@@ -2,27 +2,26 @@
 
 import atexit
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
 _THREADS = 8
-_REMEMBERED = 1 << 11
 _SECONDS_TO_END = 10.0
 
 
 class Prefetcher(Generic[K]):
-    """Calls `fetch` for what is wanted, in that order, each only once while it is remembered.
+    """Calls `fetch` for what is wanted, in that order; what already waits or is under way, not again.
 
-    `fetch` must not raise: whoever needs a block will meet the failure. The threads are started by the first wish, and
-    end with the process.
+    `fetch` must not raise, since whoever needs a block will meet the failure, and knows itself what is there already.
+    The threads are started by the first wish, and end with the process.
     """
 
     def __init__(self, fetch: Callable[[K], None], threads: int = _THREADS) -> None:
         self._fetch, self._count = fetch, threads
         self._waiting: deque[K] = deque()
-        self._known: OrderedDict[K, None] = OrderedDict()
+        self._pending: set[K] = set()
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -30,14 +29,11 @@ class Prefetcher(Generic[K]):
     def want(self, keys: Iterable[K]) -> None:
         """Fetch `keys` soon. Never waits."""
         with self._changed:
-            fresh = [key for key in keys if key not in self._known]
+            fresh = [key for key in dict.fromkeys(keys) if key not in self._pending]
             if self._closed or not fresh:
                 return
-            for key in fresh:
-                self._known[key] = None
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-            self._waiting.extend(dict.fromkeys(fresh))
+            self._pending.update(fresh)
+            self._waiting.extend(fresh)
             self._changed.notify_all()
             if not self._threads:
                 self._start()
@@ -58,6 +54,8 @@ class Prefetcher(Generic[K]):
                     return
                 key = self._waiting.popleft()
             self._fetch(key)
+            with self._changed:
+                self._pending.discard(key)
 
     def close(self) -> None:
         """End the threads; waits a little for fetches under way. May be repeated."""
