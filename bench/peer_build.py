@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench.timing import Spread, interleave, ratio
 from data_pipeline.build import Means, build_dataset
@@ -12,7 +15,6 @@ from data_pipeline.config import BuildConfig
 from data_pipeline.manifest import DatasetManifest
 from data_pipeline.sources.pieces import cut, open_source, read_piece
 
-_ROUNDS = 3
 BUILD, BARE = "lacuna data build", "bare SentencePiece, one core"
 
 
@@ -28,10 +30,14 @@ class BuildResult:
     ratio: Spread
 
 
-def measure_build(scratch: Path, cores: int) -> BuildResult:
-    """Build Python's standard library into a dataset with a given vocabulary; encode the same documents."""
-    source = {"kind": "python_stdlib", "name": "stdlib", "licence": "PSF-2.0"}
-    small = {"sources": [{**source, "max_bytes": 2_000_000}], "tokenizer": {"kind": "train", "vocabulary": 8000}}
+def measure_build(scratch: Path, cores: int, max_bytes: int | None, rounds: int) -> BuildResult:
+    """Build Python's standard library (or so much of it) into a dataset with a given vocabulary; encode the same
+    documents."""
+    source = {"kind": "python_stdlib", "name": "stdlib", "licence": "PSF-2.0", "max_bytes": max_bytes}
+    small = {
+        "sources": [{**source, "max_bytes": max_bytes or 2_000_000}],
+        "tokenizer": {"kind": "train", "vocabulary": 8000},
+    }
     build_dataset(BuildConfig.parse(small, "peers"), scratch / "vocabulary", show_progress=False)
     values = {"sources": [source], "tokenizer": {"kind": "existing", "path": str(scratch / "vocabulary")}}
     config = BuildConfig.parse(values, "peers")
@@ -50,7 +56,7 @@ def measure_build(scratch: Path, cores: int) -> BuildResult:
             encode(text)
         return time.perf_counter() - begin
 
-    times = interleave({BUILD: build, BARE: bare}, _ROUNDS)
+    times = interleave({BUILD: build, BARE: bare}, rounds)
     made = DatasetManifest.load(scratch / "built-0")
     tokens = sum(split.tokens for split in made.splits.values())
     return BuildResult(
@@ -64,15 +70,22 @@ def measure_build(scratch: Path, cores: int) -> BuildResult:
 
 
 def _texts(config: BuildConfig, scratch: Path) -> list[str]:
-    """The documents that the build keeps, its exact duplicates left out."""
-    source = config.sources[0]
+    """The documents that the build keeps."""
+    source, texts, left = config.sources[0], dict[str, None](), config.sources[0].max_bytes
     files = open_source(source, scratch, scratch).files
-    found = (read.text for piece in cut(source, files, 1 << 26) for read in read_piece(source, piece, 1 << 26))
-    return list(dict.fromkeys(text for text in found if text))
+    for piece in cut(source, files, 1 << 26):
+        for text in (read.text for read in read_piece(source, piece, 1 << 26)):
+            if text is None or not text.strip():
+                continue
+            left = None if left is None else left - len(text.encode())
+            if left is not None and left < 0:
+                return list(texts)
+            texts[text] = None
+    return list(texts)
 
 
-def _bare(model: Path):  # noqa: ANN202 - SentencePiece has no types
+def _bare(model: Path) -> Callable[[str], Any]:
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    return lambda text: processor.encode(text, out_type=int)
+    return partial(processor.encode, return_type="numpy")  # quicker than lists of ids

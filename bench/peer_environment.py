@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,43 +32,56 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python that imports the peers with these versions, but those that are `missing`, with the reason."""
+    """A Python that imports most peers, others of their own for those that do not go with the rest (`apart`), the
+    versions of all, and why some are `missing`."""
 
     python: str
+    apart: dict[str, str]
     versions: dict[str, str]
     missing: dict[str, str]
+
+    def python_of(self, peer: str) -> str:
+        """The Python that imports a peer."""
+        return self.apart.get(peer, self.python)
 
 
 def prepare_environment(path: Path, console: Console) -> Environment:
     """Make the environment if it is not there.
 
-    All peers are installed together, in versions that go together; if that fails, each by itself, so that one that
-    does not install costs only itself.
+    All peers are installed together, in versions that go together; one that then cannot be imported gets an environment
+    of its own below, so that its needs change nobody else's versions.
     """
-    python = str(path.absolute() / "bin" / "python")
-    versions, missing = {}, {}
-    if not Path(python).exists():
-        console.print(f"making {path} for the peers", highlight=False)
-        subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
-        torch = importlib.metadata.version("torch")
-        _pip(python, f"torch=={torch}")
-        _pip(python, *(peer.package for peer in PEERS.values()))
+    python = _make(path, [peer.package for peer in PEERS.values()], console)
+    apart: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for name, peer in PEERS.items():
-        if _ask(python, f"import {peer.module}")[0]:
-            _, reason = _pip(python, peer.package)
-            imported, trouble = _ask(python, f"import {peer.module}")
-            if imported:
-                missing[name] = f"does not install or import: {reason or trouble}"
-                console.print(f"{name} {missing[name]}", highlight=False)
-                continue
-        _, versions[name] = _ask(python, f"import importlib.metadata as m; print(m.version({name!r}))")
-    return Environment(python, versions, missing)
+        own, (failed, reason) = python, _ask(python, f"import {peer.module}")
+        if failed:
+            own = apart[name] = _make(path / f"apart-{name}", [peer.package], console)
+            failed, reason = _ask(own, f"import {peer.module}")
+        if failed:
+            missing[name] = f"does not install or import: {reason}"
+            console.print(f"{name} {missing[name]}", highlight=False, markup=False)
+        else:
+            _, versions[name] = _ask(own, f"import importlib.metadata as m; print(m.version({name!r}))")
+    return Environment(python, apart, versions, missing)
 
 
-def _pip(python: str, *packages: str) -> tuple[int, str]:
-    command = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *packages]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, _last_line(done.stderr) if done.returncode else ""
+def _make(path: Path, packages: Sequence[str], console: Console) -> str:
+    """The Python of an environment with these packages, and this one's torch where pip finds it."""
+    python = str(path.absolute() / "bin" / "python")
+    if not Path(python).exists():
+        console.print(f"making {path}: {', '.join(packages)}", highlight=False, markup=False)
+        subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
+        if _pip(python, f"torch=={importlib.metadata.version('torch')}", *packages):
+            _pip(python, *packages)
+    return python
+
+
+def _pip(python: str, *arguments: str) -> int:
+    command = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *arguments]
+    return subprocess.run(command, capture_output=True, check=False).returncode
 
 
 def _ask(python: str, program: str) -> tuple[int, str]:

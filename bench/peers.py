@@ -1,5 +1,7 @@
 """The data path beside other projects', in one run: `python -m bench.peers [--markdown FILE] [--json FILE]`.
 
+`--rehearse` goes through all of it with little data: whether every peer runs, and how the tables look, no figures.
+
 Peers are installed into an environment of their own (`--env`); of one that does not install or run, the tables say so.
 Every reader lives in a process and they take turns; see `bench.peer_programs`.
 """
@@ -22,10 +24,11 @@ from rich.console import Console
 from bench.peer_build import BuildResult, measure_build
 from bench.peer_environment import PEERS, Environment, prepare_environment
 from bench.peer_process import ReaderProcess
-from bench.peer_starts import WINDOWS, StartResult, measure_starts
+from bench.peer_starts import StartResult, measure_starts
 from bench.report import Table, write_between_markers
 from bench.run import describe_run
 from bench.timing import Spread, interleave, ratio
+from bench.verify import VerifyResult, measure_verify
 from data_pipeline.build import build_dataset
 from data_pipeline.config import BuildConfig
 from data_pipeline.manifest import DatasetManifest, SplitInfo
@@ -34,8 +37,24 @@ from data_pipeline.shards import ShardForm, Tokens, default_shard_tokens, write_
 from runtime.files import write_json
 
 LENGTH, BATCH = 4096, 8
-_WINDOWS = 1 << 14  # 128 MiB of uint16
-_BATCHES, _ROUNDS = 256, 5
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. `windows` to read, `batches` a round, `starts` at so many windows; bytes of text to build
+    from (None: all there is), `builds` times."""
+
+    windows: int = 1 << 14  # 128 MiB of uint16
+    batches: int = 256
+    rounds: int = 5
+    starts: tuple[int, ...] = (10_000_000, 100_000_000, 1_000_000_000)
+    text: int | None = None
+    builds: int = 3
+
+
+REHEARSAL = Size(windows=1 << 10, batches=8, rounds=2, starts=(100_000,), text=1_000_000, builds=2)
+_PROGRAMS = Path(__file__).parent / "peer_programs"
+ROOT = {"PYTHONPATH": str(Path(__file__).parent.parent)}
 OURS, OURS_THREAD, MMAP, GATHER = (
     "Lacuna, in process",
     "Lacuna, prefetch thread",
@@ -53,8 +72,8 @@ class ReadResult:
     missing: dict[str, str]
 
 
-def make_stream(folder: Path) -> tuple[Path, Path]:
-    """A dataset of random ids in our shards, and the same stream as a flat file."""
+def make_stream(folder: Path, windows: int) -> tuple[Path, Path]:
+    """A dataset of so many windows of random ids in our shards, and the same stream as a flat file."""
     base, flat, dataset = folder / "base", folder / "flat.bin", folder / "dataset"
     values = {
         "sources": [{"kind": "python_stdlib", "name": "stdlib", "licence": "PSF-2.0", "max_bytes": 300_000}],
@@ -62,7 +81,7 @@ def make_stream(folder: Path) -> tuple[Path, Path]:
     }
     build_dataset(BuildConfig.parse(values, "peers"), base, show_progress=False)
     manifest = DatasetManifest.load(base)
-    tokens = np.random.default_rng(0).integers(300, 2048, _WINDOWS * LENGTH).astype(np.uint16)
+    tokens = np.random.default_rng(0).integers(300, 2048, windows * LENGTH).astype(np.uint16)
     tokens[999::1000] = tokens[-1] = manifest.tokenizer.eos_id
     tokens.tofile(flat)
     dataset.mkdir()
@@ -85,47 +104,47 @@ def _shards(dataset: Path, tokens: Tokens, manifest: DatasetManifest) -> SplitIn
     return split_info([write_shard(dataset, "train-00000", form, [tokens], pa.table(columns, schema=schema))])
 
 
-def measure_reading(environment: Environment, scratch: Path, console: Console) -> ReadResult:
-    """All readers in turn, `_BATCHES` batches each."""
-    dataset, flat = make_stream(scratch)
-    programs = Path(__file__).parent / "peer_programs"
-    common = [str(flat), "{folder}", str(LENGTH), str(BATCH)]
-    root = {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    commands: dict[str, list[str]] = {
-        OURS: [sys.executable, str(programs / "ours.py"), str(dataset), str(flat), str(LENGTH), str(BATCH), "none"],
-        OURS_THREAD: [
-            sys.executable,
-            str(programs / "ours.py"),
-            str(dataset),
-            str(flat),
-            str(LENGTH),
-            str(BATCH),
-            "thread",
-        ],
-        MMAP: [sys.executable, str(programs / "readers.py"), "flat-mmap", *common, "0"],
-        GATHER: [sys.executable, str(programs / "readers.py"), "flat-gather", *common, "0"],
+def _commands(environment: Environment, dataset: Path, flat: Path) -> dict[str, list[str]]:
+    """The program of each reader; `{folder}` stands for one of its own."""
+    ours, readers = (str(_PROGRAMS / name) for name in ("ours.py", "readers.py"))
+    lengths, common = [str(LENGTH), str(BATCH)], [str(flat), "{folder}", str(LENGTH), str(BATCH)]
+    commands = {
+        OURS: [sys.executable, ours, str(dataset), str(flat), *lengths, "none"],
+        OURS_THREAD: [sys.executable, ours, str(dataset), str(flat), *lengths, "thread"],
+        MMAP: [sys.executable, readers, "flat-mmap", *common, "0"],
+        GATHER: [sys.executable, readers, "flat-gather", *common, "0"],
     }
     for peer in PEERS:
         if peer not in environment.missing:
-            commands[peer] = [environment.python, str(programs / "readers.py"), peer, *common, "0"]
+            python = environment.python_of(peer)
+            commands[peer] = [python, readers, peer, *common, "0"]
             if PEERS[peer].workers:
-                commands[f"{peer}, 2 workers"] = [environment.python, str(programs / "readers.py"), peer, *common, "2"]
+                commands[f"{peer}, 2 workers"] = [python, readers, peer, *common, "2"]
+    return commands
+
+
+def measure_reading(
+    environment: Environment, stream: tuple[Path, Path], scratch: Path, console: Console, size: Size
+) -> ReadResult:
+    """All readers in turn, a round of batches each."""
+    dataset, flat = stream
+    commands = _commands(environment, dataset, flat)
     missing, readers = dict(environment.missing), {}
     try:
         for number, (name, command) in enumerate(commands.items()):
             folder = str(scratch / f"reader-{number}")
             try:
                 readers[name] = ReaderProcess(
-                    [part.format(folder=folder) for part in command], root, scratch / f"{number}.log"
+                    [part.format(folder=folder) for part in command], ROOT, scratch / f"{number}.log"
                 )
             except RuntimeError as error:
                 missing[name] = str(error)
-            console.print(f"{name}: {missing.get(name, 'ready')}", highlight=False)
-        times = interleave({name: reader.seconds(_BATCHES) for name, reader in readers.items()}, _ROUNDS)
+            console.print(f"{name}: {missing.get(name, 'ready')}", highlight=False, markup=False)
+        times = interleave({name: reader.seconds(size.batches) for name, reader in readers.items()}, size.rounds)
     finally:
         for reader in readers.values():
             reader.close()
-    tokens = _BATCHES * BATCH * LENGTH
+    tokens = size.batches * BATCH * LENGTH
     return ReadResult(
         {name: Spread.of([tokens / t for t in taken]) for name, taken in times.items()},
         {name: ratio(times[MMAP], taken) for name, taken in times.items()},
@@ -133,7 +152,7 @@ def measure_reading(environment: Environment, scratch: Path, console: Console) -
     )
 
 
-def read_table(result: ReadResult, environment: Environment) -> Table:
+def read_table(result: ReadResult, environment: Environment, size: Size) -> Table:
     """Rates, the fastest first."""
     rows = [
         [_with_version(name, environment), rate.show(1, 1e-6), result.to_mmap[name].show(2, unit="×")]
@@ -145,7 +164,7 @@ def read_table(result: ReadResult, environment: Environment) -> Table:
     )  # fmt: skip
     share = result.to_mmap[OURS].median
     note = (
-        f"{BATCH} × {LENGTH} windows a batch as int64, shuffled, from {_WINDOWS:,} windows in the page cache; each "
+        f"{BATCH} × {LENGTH} windows a batch as int64, shuffled, from {size.windows:,} windows in the page cache; each "
         f"reader in its own format and process. Aims: at least 0.8× the flat file in process "
         f"({'met' if share >= 0.8 else 'missed'}: {share:.2f}×), ahead of every peer "
         f"({'met' if ours > best else 'missed'}: {ours / best if best else 0:.1f}× the fastest)."
@@ -153,14 +172,24 @@ def read_table(result: ReadResult, environment: Environment) -> Table:
     return Table("Loaders side by side", note, ["who", "M tokens/s", "of flat mmap"], rows)
 
 
-def start_table(result: StartResult, environment: Environment) -> Table:
+def start_table(result: StartResult, environment: Environment, size: Size) -> Table:
     """Seconds and memory by number of windows."""
     rows = [[_with_version(name, environment), *cells] for name, cells in result.cells().items()]
     note = (
         "From data that is there to the first of so many shuffled windows: seconds and growth of the process's peak "
-        "memory, imports excluded. Files are sparse or empty; each start is a process."
+        "memory, imports excluded. Files are sparse, empty or links to one; each start is a process."
     )
-    return Table("Start-up", note, ["who", *(f"{n:,} windows" for n in WINDOWS)], rows)
+    return Table("Start-up", note, ["who", *(f"{n:,} windows" for n in size.starts)], rows)
+
+
+def verify_table(result: VerifyResult) -> Table:
+    """Rates of `verify` and of a plain read."""
+    rows = [[name, rate.show(0, 1e-6)] for name, rate in result.rates.items()]
+    note = (
+        f"{result.bytes / 1e6:.0f} MB in the page cache; verify takes {result.to_read.show(2)} times a read's time. "
+        "It digests each file and record batch, and looks at every id. Processes share the shards of a large dataset."
+    )
+    return Table("Verifying a dataset", note, ["what", "MB/s"], rows)
 
 
 def build_table(result: BuildResult) -> Table:
@@ -187,22 +216,39 @@ def main(
     markdown: Annotated[Path | None, typer.Option(help="Rewrite the tables in this document.")] = None,
     env: Annotated[Path, typer.Option(help="The peers' environment; made if it is missing.")] = Path(".venv-peers"),
     directory: Annotated[Path | None, typer.Option(help="Where to work.")] = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="Little data: see that all of it runs.")] = False,
 ) -> None:
     """Measure the data path beside its peers."""
+    size = REHEARSAL if rehearse else Size()
     console, run, begin = Console(width=120), describe_run(), time.monotonic()
     environment = prepare_environment(env, console)
-    with tempfile.TemporaryDirectory(dir=directory, prefix="lacuna-peers-") as scratch:
-        reading = measure_reading(environment, Path(scratch), console)
-        starts = measure_starts(environment, Path(scratch), console)
-        build = measure_build(Path(scratch), len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory(dir=directory, prefix="lacuna-peers-") as folder:
+        scratch = Path(folder).absolute()
+        stream = make_stream(scratch, size.windows)
+        verify = measure_verify(stream[0], size.rounds)
+        reading = measure_reading(environment, stream, scratch, console, size)
+        starts = measure_starts(environment, stream[0], scratch, console, size.starts)
+        build = measure_build(scratch, len(os.sched_getaffinity(0)), size.text, size.builds)
     run["seconds"] = round(time.monotonic() - begin)
-    tables = [read_table(reading, environment), start_table(starts, environment), build_table(build)]
+    tables = [
+        read_table(reading, environment, size),
+        start_table(starts, environment, size),
+        build_table(build),
+        verify_table(verify),
+    ]
     machine = f"{run['date']}, {run['processor']}, {run['cores']} cores, Python {run['python']}"
     line = f"{machine}; the run took {run['seconds']} s."
+    line = f"A REHEARSAL with little data: no figures. {line}" if rehearse else line
+    console.print(line, highlight=False, markup=False)
     for table in tables:
         table.show(console)
     if json is not None:
-        values = {"reading": asdict(reading), "starts": asdict(starts), "build": asdict(build)}
+        values = {
+            "reading": asdict(reading),
+            "starts": asdict(starts),
+            "build": asdict(build),
+            "verify": asdict(verify),
+        }
         write_json(json, {"run": run, "versions": environment.versions, **values})
     if markdown is not None:
         write_between_markers(markdown, "\n\n".join([line, *(table.markdown() for table in tables)]), "peers")

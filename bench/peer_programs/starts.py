@@ -152,18 +152,22 @@ def _memory(what: str) -> int:
     return int(found[1]) * 1024
 
 
-def main() -> None:
-    """Measure one."""
-    name, windows, folder, length = sys.argv[1:]
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    start = STARTS[name](int(windows), Path(folder), int(length))
+def report(start: Start) -> None:
+    """Measure a start, print the figures and end the process: some peers leave threads."""
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     begin = time.perf_counter()
     start()
     seconds = time.perf_counter() - begin
     print(json.dumps({"seconds": seconds, "bytes": _memory("VmHWM") - before}), flush=True)
-    os._exit(0)  # some peers leave threads
+    os._exit(0)
+
+
+def main() -> None:
+    """Measure one."""
+    name, windows, folder, length = sys.argv[1:]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    report(STARTS[name](int(windows), Path(folder), int(length)))
 
 
 if __name__ == "__main__":
