@@ -29,7 +29,8 @@ class RunStatus:
     """`state`: Slurm's in small letters, or `running` (on this machine), or the last attempt's outcome.
 
     Seconds and steps; None where a run has nothing to tell yet. `restarts`: attempts after the first one.
-    `silent_seconds`: since the last line of metrics. `goodput`: its share, and the seconds of each kind.
+    `silent_seconds`: since the last line of metrics. `slow`: ranks that are slower than their peers.
+    `goodput`: its share, and the seconds of each kind.
     """
 
     run: str
@@ -47,6 +48,7 @@ class RunStatus:
     silent_seconds: float | None
     checkpoint: int | None
     restarts: int
+    slow: str | None
     goodput: dict[str, float] | None
 
 
@@ -101,6 +103,7 @@ def _status(
         silent_seconds=max(0.0, time.time() - last["time"]) if "time" in last else None,
         checkpoint=saved_step(directory) or None,
         restarts=max(0, len(attempts) - 1),
+        slow=None if "outcome" in (attempts[-1] if attempts else {}) else last.get("health/slow"),
         goodput=_goodput(directory, last),
     )
 

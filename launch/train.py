@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ def run_local(
         with _started(), leased(directory, config.lease) as lease:
             _continue_by_choice(config, directory, identity, choice)
             attempt = prepare_run(config, directory, processes)
-            with _shown_to_mlflow(config, directory):
+            with _shown_to_mlflow(config, directory) as follower:
                 if processes == 1:
                     with lease.kept(config.lease.heartbeat):
                         failure = worker.main(str(root), until, RankInfo(), stop, lease)
@@ -116,8 +117,10 @@ def run_local(
                     failure = None if codes is None else attempt_failure(directory, attempt, processes, codes)
                 if lease.held():
                     record_outcome(directory, attempt, failure, paused=until is not None and until < config.train.steps)
-    if failure:
-        raise failure
+        if failure:  # whoever starts the run again need not wait for a tracking server
+            raise failure
+        if follower is not None:
+            _await_last_points(follower, directory)
 
 
 def prepare_only(config: RunConfig, root: Path, processes: int, choice: ResumeChoice | None = None) -> None:
@@ -169,21 +172,29 @@ def _unwritable(root: Path, error: OSError) -> UserError:
 
 
 @contextmanager
-def _shown_to_mlflow(config: RunConfig, directory: RunDirectory) -> Iterator[None]:
+def _shown_to_mlflow(config: RunConfig, directory: RunDirectory) -> Iterator[subprocess.Popen[bytes] | None]:
+    """A follower beside the ranks, if tracking is enabled. At their end it is told to send the rest, which may take it
+    seconds, and to end.
+    """
     if not config.tracking.enabled:
-        yield
+        yield None
         return
-    from launch.tracking import sync_run, tracking_uri
+    from launch.tracking import tracking_uri
     from pretrain.tracking.follow import start_follower
 
     follower = start_follower(directory.root, tracking_uri(config, directory), config.tracking.experiment)
     try:
-        yield
+        yield follower
     finally:
         follower.terminate()
-        complete = follower.wait() == 0
+
+
+def _await_last_points(follower: subprocess.Popen[bytes], directory: RunDirectory) -> None:
+    """Wait for the follower, and say it if MLflow does not have all."""
+    from launch.tracking import sync_run
+
     try:
-        if not complete:
+        if follower.wait() != 0:
             sync_run(directory)
     except LacunaError as error:
         print(

@@ -7,14 +7,17 @@ import faulthandler
 import os
 import signal
 import sys
-from contextlib import ExitStack, suppress
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.fencing import LAUNCHER, fenced
 from launch.outcome import record_outcome
 from pretrain.config import RunConfig
+from pretrain.health.meeting import watched_until_met
 from pretrain.run_directory import RunDirectory
 from runtime.deadline import Deadline, StopOrDeadline
 from runtime.environment import RankInfo
@@ -26,6 +29,12 @@ from runtime.machine import die_with_parent
 from runtime.progress import ProgressBar
 from runtime.settings import read_yaml
 from runtime.signals import STOP_SIGNALS, StopRequest
+
+if TYPE_CHECKING:
+    from data_pipeline.dataset import SampleReader
+    from parallel.engines.base import Engine
+    from parallel.mesh import Mesh
+    from pretrain.feed import Feed
 
 _ELASTIC = "TORCHELASTIC_RUN_ID"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -81,39 +90,19 @@ def _train(
     stop: StopRequest,
     lease: Lease | None,
 ) -> None:
-    from data_pipeline.dataset import SampleReader
-    from parallel.mesh import Mesh, close_process_group
-    from pretrain.build import build_engine
-    from pretrain.feed import Feed
+    config = RunConfig.parse(read_yaml(directory.config), str(directory.config))
+    end = partial(_end_hung, directory, attempt, rank, lease)
+    with watched_until_met(config.watchdog, directory, attempt, rank, end) as waits:
+        mesh, engine, reader, feed = _assemble(config, rank, stop, waits)
+    from parallel.mesh import close_process_group
     from pretrain.health.attend import attended
     from pretrain.loop import train
-    from pretrain.session import Session, build_objective
+    from pretrain.session import Session
 
-    config = RunConfig.parse(read_yaml(directory.config), str(directory.config))
-    train_config = config.train
-    reader = SampleReader(
-        config.data, train_config.sequence_length, train_config.seed, global_batch=train_config.global_batch
-    )
-    objective = build_objective(config, reader.manifests[0].tokenizer)
-    mesh = Mesh.create(config.parallel, rank, config.watchdog.collective_timeout)
-    engine = build_engine(config, mesh)
-    deadline = Deadline.of_attempt(train_config.time_limit, train_config.time_reserve)
-    until = min(until or train_config.steps, train_config.steps)
-    feed = Feed(
-        reader,
-        objective,
-        train_config.global_batch,
-        train_config.micro_batch,
-        mesh.data_rank,
-        mesh.data_size,
-        mesh.context_rank,
-        config.parallel.context,
-        prefetch=reader.prefetch if reader.remote else None,
-        quarantine=config.data.on_corrupt == "quarantine",
-    )
+    deadline = Deadline.of_attempt(config.train.time_limit, config.train.time_reserve)
+    until = min(until or config.train.steps, config.train.steps)
     with ExitStack() as stack:
         fence = stack.enter_context(fenced(directory, config.lease, mesh, lease))
-        end = partial(_end_hung, directory, attempt, rank, lease)
         health = stack.enter_context(attended(config, directory, mesh, attempt, fence.token, end))
         session = Session(config, directory, engine, reader, attempt, fence, deadline)
         start, guard = session.resume()
@@ -133,6 +122,56 @@ def _train(
     close_process_group()
     if stopped:
         raise _stopped(step, start, config, requested)
+
+
+def _assemble(
+    config: RunConfig, rank: RankInfo, stop: StopRequest, waits: threading.Event
+) -> tuple[Mesh, Engine, SampleReader, Feed]:
+    """Import what is heavy, meet the other ranks, and build this one's part. `waits` is set when it waits for them."""
+    from data_pipeline.dataset import SampleReader
+    from parallel.mesh import Mesh
+    from pretrain.build import build_engine
+    from pretrain.feed import Feed
+    from pretrain.session import build_objective
+
+    data, train = config.data, config.train
+    reader = SampleReader(data, train.sequence_length, train.seed, global_batch=train.global_batch)
+    objective = build_objective(config, reader.manifests[0].tokenizer)
+    with _ended_by_sigterm(stop, rank):
+        waits.set()
+        mesh = Mesh.create(config.parallel, rank, config.watchdog.collective_timeout)
+    feed = Feed(
+        reader,
+        objective,
+        train.global_batch,
+        train.micro_batch,
+        mesh.data_rank,
+        mesh.data_size,
+        mesh.context_rank,
+        config.parallel.context,
+        prefetch=reader.prefetch if reader.remote else None,
+        quarantine=data.on_corrupt == "quarantine",
+    )
+    return mesh, build_engine(config, mesh), reader, feed
+
+
+@contextmanager
+def _ended_by_sigterm(stop: StopRequest, rank: RankInfo) -> Iterator[None]:
+    """Let SIGTERM end this process at once while it waits for its peers to come: there is nothing to save yet.
+
+    Launchers end the peers of a rank that died with it, and wait long for those that only note it. Raises Requeue if a
+    stop was noted before.
+    """
+    if rank.world == 1:
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        if stop:
+            raise Requeue("stopped on request before it began; start again with the same --run to continue")
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _end_hung(directory: RunDirectory, attempt: int, rank: RankInfo, lease: Lease | None, hang: Hang) -> None:

@@ -71,6 +71,12 @@ def _integer(variables: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
+def node_name(variables: Mapping[str, str] | None = None) -> str:
+    """As Slurm calls this machine, else its host name."""
+    variables = os.environ if variables is None else variables
+    return variables.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def describe_machine() -> dict[str, object]:
     """Versions and host facts for `environment.json`; nothing secret, no environment variables."""
     versions: dict[str, str] = {}

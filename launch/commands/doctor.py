@@ -67,6 +67,7 @@ def _subject(recipe: str, overrides: list[str] | None, run: Path | None, world: 
         checkpoint=plan(config, world)["checkpoints"]["bytes"],
         data=config.data.paths(),
         tracking=config.tracking.uri if config.tracking.enabled else None,
+        remote=config.data.remote,
     )
 
 

@@ -15,7 +15,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 def print_json(value: Any) -> None:
     """One JSON value on standard output; JSON has no words for nan and infinities, they stand as null."""
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str))
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
+    print(text, flush=True)  # a command that goes on may have a reader behind a pipe
 
 
 def _finite(value: Any) -> Any:

@@ -110,7 +110,8 @@ def _table(found: "list[RunStatus]") -> "Table":
     for heading in (*headings, "goodput"):
         table.add_column(heading, overflow="fold")
     for row in found:
-        state = f"{row.state} ({row.reason})" if row.reason else row.state
+        more = "; ".join(filter(None, [row.reason, row.slow and f"slow: {row.slow}"]))
+        state = f"{row.state} ({more})" if more else row.state
         cells = (
             row.run,
             state,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 from launch.doctor.diagnose import diagnose
 from launch.doctor.local import (
     Subject,
-    data_digests,
     import_problems,
+    look_at_data,
     machine_problems,
     run_problems,
     tracking_problems,
@@ -21,14 +21,8 @@ from launch.doctor.local import (
 )
 from launch.doctor.report import Diagnosis, Problem, RankReport
 from launch.slurm.client import call
-from runtime.environment import RankInfo
+from runtime.environment import RankInfo, node_name
 from runtime.errors import PreflightError, one_line
-
-
-def node_name(variables: Mapping[str, str] | None = None) -> str:
-    """As Slurm calls this machine, else its host name."""
-    variables = os.environ if variables is None else variables
-    return variables.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def examine(subject: Subject, rank: RankInfo, patience: float) -> Diagnosis:
@@ -54,12 +48,12 @@ def _together(subject: Subject, rank: RankInfo, patience: float, problems: list[
 
 def _report(subject: Subject, rank: RankInfo, problems: list[Problem], gemm: float, clock: float) -> RankReport:
     """What is the same for all of a node is looked at by one rank of it."""
-    found = list(problems)
+    found, (digests, unreadable) = list(problems), look_at_data(subject)
     if rank.local_rank == 0:
-        found += [*machine_problems(), *run_problems(subject)]
+        found += [*machine_problems(), *run_problems(subject), *unreadable]
     if rank.is_first:
         found += tracking_problems(subject)
-    return RankReport(rank.rank, node_name(), tuple(found), versions(), data_digests(subject), gemm, clock)
+    return RankReport(rank.rank, node_name(), tuple(found), versions(), digests, gemm, clock)
 
 
 def _gather(rank: RankInfo, value: Any) -> list[Any]:

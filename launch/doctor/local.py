@@ -8,29 +8,33 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.config import RemoteConfig
 from launch.doctor.gpus import gpu_problems
 from launch.doctor.report import Problem
 from pretrain.tracking.uri import check_reachable
 from runtime.environment import describe_machine
 from runtime.errors import LacunaError, UserError, one_line
-from runtime.files import read_json
 
 _MODULES = ("torch", "megatron.core", "deepspeed", "sentencepiece", "pyarrow", "safetensors")
 _TRACKING_SECONDS = 10.0
+_STORE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What to look at; nothing of a run, if there is none. `checkpoint`: bytes of one."""
+    """What to look at; nothing of a run, if there is none. `checkpoint`: bytes of one; `remote`: how data in an object
+    store is reached.
+    """
 
     run: Path | None = None
     checkpoint: float = 0.0
     data: Sequence[str] = ()
     tracking: str | None = None
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
 
 
 def versions() -> dict[str, str]:
@@ -58,7 +62,7 @@ def machine_problems() -> list[Problem]:
 
 
 def run_problems(subject: Subject) -> list[Problem]:
-    """Room, data: what a run needs on each node."""
+    """Room for checkpoints."""
     found = []
     if subject.run is not None and subject.checkpoint:
         from launch.slurm.preflight import check_room
@@ -67,23 +71,29 @@ def run_problems(subject: Subject) -> list[Problem]:
             check_room(subject.run, subject.checkpoint)
         except LacunaError as error:
             found.append(Problem("room", one_line(error)))
+    return found
+
+
+def look_at_data(subject: Subject) -> tuple[dict[str, str], list[Problem]]:
+    """The digest of each dataset's manifest as training would read it, from a directory or an object store, and what
+    is wrong with those that cannot be read.
+    """
+    digests: dict[str, str] = {}
+    problems = []
     for path in subject.data:
         try:
-            read_json(Path(path) / "manifest.json")
+            digests[path] = manifest_digest(path, subject.remote)
         except UserError as error:
-            found.append(Problem("data", one_line(error)))
-    return found
+            problems.append(Problem("data", one_line(error)))
+    return digests, problems
 
 
-def data_digests(subject: Subject) -> dict[str, str]:
-    """Digest that each dataset's manifest states; nothing for what cannot be read."""
-    found = {}
-    for path in subject.data:
-        try:
-            found[path] = str(read_json(Path(path) / "manifest.json").get("digest"))
-        except (UserError, AttributeError):
-            continue
-    return found
+def manifest_digest(path: str, remote: RemoteConfig) -> str:
+    """Of the dataset at `path`. A store that fails is given some seconds. Raises UserError."""
+    from data_pipeline.places import open_place
+
+    hurried = remote.model_copy(update={"patience": min(remote.patience, _STORE_SECONDS)})
+    return open_place(path, hurried).manifest().digest
 
 
 def tracking_problems(subject: Subject) -> list[Problem]:

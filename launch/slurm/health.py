@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.doctor.examine import examine, node_name
-from launch.doctor.local import Subject, machine_problems, run_problems
+from data_pipeline.config import RemoteConfig
+from launch.doctor.examine import examine
+from launch.doctor.local import Subject, look_at_data, machine_problems
 from launch.slurm.record import read_submission
 from pretrain.run_directory import RunDirectory
-from runtime.environment import RankInfo, describe_machine
+from runtime.environment import RankInfo, describe_machine, node_name
 from runtime.errors import LacunaError, PreflightError, one_line
 from runtime.files import digest_file, read_json, write_json
+from runtime.settings import read_yaml
 
 _PATIENCE = 120.0
 
@@ -55,8 +57,14 @@ def _faults(directory: RunDirectory, attempt: int) -> Iterator[str]:
         if here["packages"].get(package) != version:
             yield f"has {package} {here['packages'].get(package)}, the first node has {version}"
     submission = read_submission(directory)
-    subject = Subject(data=submission.data if submission else [])
-    yield from (problem.text for problem in [*run_problems(subject), *machine_problems()])
+    subject = Subject(data=submission.data if submission else [], remote=_remote(directory))
+    yield from (problem.text for problem in [*look_at_data(subject)[1], *machine_problems()])
+
+
+def _remote(directory: RunDirectory) -> RemoteConfig:
+    """How the run's data in an object store is reached."""
+    data = read_yaml(directory.config).get("data")
+    return RemoteConfig.parse(data.get("remote", {}) if isinstance(data, dict) else {}, str(directory.config))
 
 
 def _sight(directory: RunDirectory) -> dict[str, Any]:

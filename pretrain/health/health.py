@@ -10,6 +10,8 @@ from pretrain.health.stragglers import Stragglers
 from pretrain.health.traces import Traces
 from runtime.logs import log
 
+_NAMED = 8
+
 
 class Health:
     """One rank's. By itself it only keeps `phases`; the worker gives it more.
@@ -28,6 +30,7 @@ class Health:
         self.phases = Phases()
         self.worked = 0.0
         self._waited, self._stragglers, self._traces, self._name_of = waited, stragglers, traces, name_of
+        self._news = True
 
     def enter(self, phase: str, step: int) -> None:
         """See `Phases.enter`."""
@@ -54,15 +57,23 @@ class Health:
         if not self._stragglers.note(worked):
             return
         slow = self._stragglers.slow
+        self._news = self._news or bool(before and not slow)
         for rank in sorted(set(slow) - before):
             log.warning("%s is slow: its steps take %.2f times as long as its peers'", self._name_of(rank), slow[rank])
         for rank in sorted(before - set(slow)):
             log.info("%s is as fast as its peers again", self._name_of(rank))
 
-    def metrics(self) -> dict[str, float]:
-        """For a line of metrics: nothing while no rank is slow."""
+    def metrics(self) -> dict[str, float | str]:
+        """For a line of metrics: who is slow; that nobody is, at first and after somebody was; else nothing."""
         slow = self._stragglers.slow if self._stragglers is not None else {}
         if not slow:
-            return {}
-        rank = max(slow, key=lambda rank: slow[rank])
-        return {"health/slow_ranks": len(slow), "health/slowest_rank": rank, "health/slowest_ratio": slow[rank]}
+            said = self._stragglers is not None and self._news
+            self._news = False
+            return {"health/slow_ranks": 0} if said else {}
+        by_ratio = sorted(slow, key=lambda rank: -slow[rank])
+        return {
+            "health/slow_ranks": len(slow),
+            "health/slowest_rank": by_ratio[0],
+            "health/slowest_ratio": slow[by_ratio[0]],
+            "health/slow": ", ".join(f"{self._name_of(rank)} ({slow[rank]:.2f} times)" for rank in by_ratio[:_NAMED]),
+        }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from runtime.environment import node_name
 from runtime.errors import UserError
 from runtime.files import read_json, write_json
 from runtime.machine import machine_name, process_start, runs_here
@@ -27,8 +27,8 @@ _BYTES = 1024  # more than a sign can have
 class Sign:
     """Where a rank was when it last looked up.
 
-    `seconds`: how long in that phase. `waiting`: it is in a collective, so it waits for others. `answered`: said so
-    after the alarm.
+    `host`: as Slurm calls it, else its own name. `seconds`: how long in that phase. `waiting`: it is in a collective,
+    so it waits for others. `answered`: said so after the alarm.
     """
 
     rank: int
@@ -46,7 +46,7 @@ class Sign:
     @classmethod
     def of_this_process(cls, rank: int) -> Sign:
         """The fields that do not change."""
-        return cls(rank, socket.gethostname(), machine_name(), os.getpid(), process_start(os.getpid()) or 0)
+        return cls(rank, node_name(), machine_name(), os.getpid(), process_start(os.getpid()) or 0)
 
     @property
     def near(self) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from data_pipeline.config import DataConfig, is_remote
+from data_pipeline.places import open_place
 from parallel.checkpoint.catalogue import published_checkpoints
 from pretrain.run_directory import RunDirectory
 from pretrain.tracking.describe import flatten, value_text
@@ -20,10 +22,11 @@ from runtime.errors import UserError
 from runtime.files import digest_file, read_json
 from runtime.settings import read_yaml
 
-CONFIG_TAG, CHANGED_TAG = "lacuna.config_digest", "lacuna.changed"
+CONFIG_TAG, CHANGED_TAG, SLOW_TAG = "lacuna.config_digest", "lacuna.changed", "lacuna.slow_ranks"
 _CHECKPOINT_TAG = "lacuna.checkpoint."
 _STATUS = {"finished": "FINISHED", "paused": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 _COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own name
+_DATA_TAG = "lacuna.data_digest"
 
 
 def final_status(directory: RunDirectory) -> str | None:
@@ -49,9 +52,13 @@ def run_parameters(directory: RunDirectory) -> dict[str, str]:
     return flatten(shown_config(directory))
 
 
-def run_tags(directory: RunDirectory, known: Mapping[str, str]) -> dict[str, str]:
-    """Versions, commit, job, nodes, attempt, layout, digests of data; `known` are the parameters that MLflow has."""
-    tags = _attempt_tags(directory) | _data_tags(directory)
+def run_tags(directory: RunDirectory, known: Mapping[str, str], shown: Mapping[str, str]) -> dict[str, str]:
+    """Versions, commit, job, nodes, attempt, layout, digests of data. `known`: parameters that MLflow has; `shown`:
+    its tags.
+    """
+    tags = _attempt_tags(directory)
+    if _DATA_TAG not in shown or shown.get(CONFIG_TAG) != _config_digest(directory):
+        tags |= _data_tags(directory)
     if directory.environment.exists():
         environment = read_json(directory.environment)
         tags |= flatten({"environment": environment})
@@ -85,26 +92,41 @@ def _attempt_tags(directory: RunDirectory) -> dict[str, str]:
 
 def _data_tags(directory: RunDirectory) -> dict[str, str]:
     """The digest of the data's manifest; of each dataset of a mixture, by path."""
-    data = shown_config(directory).get("data")
-    if not isinstance(data, dict):
-        return {}
-    paths = [data["path"]] if data.get("path") else list(data.get("mixture") or {})
-    digests = {}
+    digests, paths = {}, []
+    with suppress(UserError):  # no configuration yet, or none that can be used
+        data = DataConfig.parse(shown_config(directory).get("data") or {}, str(directory.config))
+        paths = data.paths()
     for path in paths:
         with suppress(UserError, KeyError, TypeError):
-            digests[path] = read_json(Path(path) / "manifest.json")["digest"]
+            digests[path] = _manifest_digest(path, data)
     if not digests:
         return {}
     single = next(iter(digests.values())) if len(paths) == 1 else json.dumps(digests)
-    return {"lacuna.data_digest": value_text(single)}
+    return {_DATA_TAG: value_text(single)}
+
+
+def _manifest_digest(path: str, data: DataConfig) -> str:
+    if is_remote(path):  # a store that fails is not waited for
+        return open_place(path, data.remote.model_copy(update={"patience": 0.0})).manifest().digest
+    return str(read_json(Path(path) / "manifest.json")["digest"])
+
+
+def _config_digest(directory: RunDirectory) -> str | None:
+    return digest_file(directory.config) if directory.config.exists() else None
+
+
+def send_slow_ranks(server: TrackingServer, run_id: str, slow: str | None, tags: Mapping[str, str]) -> None:
+    """Let a tag name the ranks that are slow; `slow`: empty if none is, None if nothing is known of it."""
+    if slow:
+        server.describe(run_id, {}, {SLOW_TAG: value_text(slow)})
+    elif slow is not None and SLOW_TAG in tags:
+        server.remove_tags(run_id, [SLOW_TAG])
 
 
 def send_config(directory: RunDirectory, server: TrackingServer, run_id: str, tags: Mapping[str, str]) -> None:
     """Store the configuration if it is not the one that `tags` speak of: `config.yaml`, and a copy under its digest."""
-    if not directory.config.exists():
-        return
-    digest = digest_file(directory.config)
-    if tags.get(CONFIG_TAG) == digest:
+    digest = _config_digest(directory)
+    if digest is None or tags.get(CONFIG_TAG) == digest:
         return
     text = yaml.safe_dump(shown_config(directory), sort_keys=False, allow_unicode=True)
     with tempfile.TemporaryDirectory() as folder:

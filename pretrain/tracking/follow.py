@@ -41,10 +41,14 @@ def start_follower(
     command = [sys.executable, "-m", __name__, str(run_directory), f"--experiment={experiment}"]
     command += [f"--parent={os.getpid()}", f"--seconds={seconds}"]
     environment = os.environ | {_URI_VARIABLE: uri, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with open(logs / "tracking.log", "ab") as out:
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited: one that comes early must wait
+    try:
+        with open(logs / "tracking.log", "ab") as out:
+            return subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow(
@@ -65,6 +69,7 @@ def follow(
     """
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.nice(10)
     watched = _Process(parent)
     sender = _Sender(run_directory, uri, experiment, seconds)

@@ -14,7 +14,14 @@ from typing import Any
 from pretrain.run_directory import RunDirectory
 from pretrain.tracking.describe import entity_key, run_name
 from pretrain.tracking.evaluations import send_evaluation, unsent_evaluations
-from pretrain.tracking.facts import CHANGED_TAG, run_parameters, run_tags, send_checkpoints, send_config
+from pretrain.tracking.facts import (
+    CHANGED_TAG,
+    run_parameters,
+    run_tags,
+    send_checkpoints,
+    send_config,
+    send_slow_ranks,
+)
 from pretrain.tracking.plots import plot_losses
 from pretrain.tracking.server import POINTS_PER_BATCH, Point, TrackingServer
 from pretrain.tracking.spool import iterate_metrics
@@ -94,11 +101,12 @@ def _send(run_directory: Path, server: TrackingServer, state: ForwardState) -> F
     facts = server.facts(run_id)
     directory = RunDirectory(run_directory)
     parameters = {k: text for k, text in run_parameters(directory).items() if k not in facts.parameters}
-    tags = run_tags(directory, facts.parameters)
+    tags = run_tags(directory, facts.parameters, facts.tags)
     server.describe(run_id, parameters, {k: text for k, text in tags.items() if facts.tags.get(k) != text})
     if CHANGED_TAG in facts.tags and CHANGED_TAG not in tags:
         server.remove_tags(run_id, [CHANGED_TAG])
     sent = steps = 0
+    slow: str | None = None
     for batch in _batches(run_directory / "metrics.jsonl", state, facts.last_steps):
         if batch.points and sent == 0 and facts.status != "RUNNING":
             server.reopen(run_id)
@@ -107,6 +115,8 @@ def _send(run_directory: Path, server: TrackingServer, state: ForwardState) -> F
         state = replace(state, last_step=batch.last_step, offset=batch.offset)
         write_state(run_directory, state)
         sent, steps = sent + len(batch.points), steps + batch.steps
+        slow = slow if batch.slow is None else batch.slow
+    send_slow_ranks(server, run_id, slow, facts.tags)
     send_checkpoints(directory, server, run_id, facts.tags)
     send_config(directory, server, run_id, facts.tags)  # last: a store of files that fails holds up no numbers
     return ForwardReport(sent, steps, run_id)
@@ -114,12 +124,15 @@ def _send(run_directory: Path, server: TrackingServer, state: ForwardState) -> F
 
 @dataclass
 class _Batch:
-    """Whole lines whose points fit one request (a single line may need more than one)."""
+    """Whole lines whose points fit one request (a single line may need more than one). `slow`: the last that they say
+    of slow ranks, empty if none is.
+    """
 
     points: list[Point]
     steps: int = 0
     last_step: int = -1
     offset: int = 0
+    slow: str | None = None
 
 
 def _batches(path: Path, state: ForwardState, last_steps: Mapping[str, int]) -> Iterator[_Batch]:
@@ -131,6 +144,8 @@ def _batches(path: Path, state: ForwardState, last_steps: Mapping[str, int]) -> 
             batch = _Batch([])
         batch.points += points
         batch.steps, batch.last_step, batch.offset = batch.steps + bool(points), entry["step"], offset
+        if "health/slow_ranks" in entry:
+            batch.slow = f"{entry['health/slow']}, step {entry['step']}" if "health/slow" in entry else ""
     if batch.last_step >= 0:
         yield batch
 

@@ -10,13 +10,21 @@ from subprocess import CompletedProcess
 import pytest
 import yaml
 
+from data_pipeline.config import RemoteConfig
+from data_pipeline.manifest import DatasetManifest
 from launch.doctor.diagnose import diagnose
 from launch.doctor.gpus import gpu_problems, parse_smi, parse_xids
+from launch.doctor.local import Subject, look_at_data
 from launch.doctor.measure import rounds
 from launch.doctor.outliers import low_outliers
 from launch.doctor.report import Bandwidth, Problem, RankReport
 from launch.slurm.bad_nodes import bad_nodes
+from launch.slurm.health import check_node, note_expectations
+from launch.slurm.record import Submission, write_submission
+from pretrain.run_directory import RunDirectory
+from pretrain.tracking.facts import run_tags
 from tests.support.command_line import ENVIRONMENT, refusal, succeeded
+from tests.support.object_store import s3_server
 
 Here = Callable[..., "CompletedProcess[str]"]
 
@@ -153,11 +161,36 @@ def test_one_process_and_a_recipe(here: Here, recipe: Path, tmp_path: Path, monk
     uri = ["tracking.enabled=true", "tracking.uri=http://user:hunter2@127.0.0.1:9"]
     result = here("doctor", recipe, *uri, "--run", tmp_path / "run", "data.path=/nowhere")
     assert result.returncode == 3
-    assert "/nowhere/manifest.json does not exist" in result.stdout
+    assert "/nowhere does not exist: give a directory that `lacuna data build` made" in result.stdout
     assert "temporary files: " in result.stdout
     assert "http://***@127.0.0.1:9 failed" in result.stdout
     assert "hunter2" not in result.stdout + result.stderr
     assert refusal(here("doctor", "--nodes", "a b"), 2).startswith("--nodes 'a b' is neither a number nor a list")
+
+
+def test_data_in_an_object_store_is_looked_at_as_training_reads_it(built: Path, tmp_path: Path) -> None:
+    """By doctor, by the health step of a job, and for MLflow's tag."""
+    path, digest = "s3://corpora/a", DatasetManifest.load(built).digest
+    directory = RunDirectory(tmp_path / "run")
+    directory.logs(0).mkdir(parents=True)
+    with s3_server("corpora") as server:
+        server.put(built, "corpora/a")
+        remote = RemoteConfig(**server.storage.model_dump(), cache=str(tmp_path / "cache"), patience=0)
+        here = Subject(data=[path, str(built)], remote=remote)
+        assert look_at_data(here) == ({path: digest, str(built): digest}, [])
+        digests, (problem,) = look_at_data(Subject(data=["s3://corpora/b"], remote=remote))
+        assert digests == {}
+        assert problem.check == "data"
+        assert problem.text.startswith("s3://corpora/b")
+        values = {"name": "x", "data": {"path": path, "remote": remote.model_dump(mode="json")}}
+        directory.config.write_text(yaml.safe_dump(values))
+        assert run_tags(directory, {}, {})["lacuna.data_digest"] == digest
+        write_submission(directory, Submission("x", "t", 1, 1, 1, True, 3, str(tmp_path / "bad"), 7.0, [path]))
+        note_expectations(directory, 0)
+        assert check_node(directory.root, 0, "node1") == []
+        server.remove("corpora/a/manifest.json")
+        (fault,) = check_node(directory.root, 0, "node1")
+        assert fault.startswith(path)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -23,6 +24,8 @@ from tests.support.command_line import ENVIRONMENT, LACUNA, contents, lacuna, re
 from tests.support.damage import flip_bit
 from tests.support.launched import ENDLESS, Launched
 from tests.support.mounting import mounting_command
+from tests.support.ports import free_ports
+from tests.support.slurm_lab import wait_for
 
 Here = Callable[..., "CompletedProcess[str]"]
 
@@ -122,6 +125,33 @@ def test_sigterm_at_the_birth_of_the_workers(recipe: Path, tmp_path: Path) -> No
     assert result.returncode == 75, result.stderr
     assert result.stderr.splitlines()[-1].endswith("start again with the same --run to continue")
     assert _attempts(tmp_path / "run")[-1]["outcome"] == "stopped"
+
+
+def test_sigterm_ends_a_rank_whose_peers_do_not_come(here: Here, recipe: Path, tmp_path: Path) -> None:
+    """As launchers end the peers of a rank that has died; noted only, it would wait for them in vain."""
+    run, port = tmp_path / "run", free_ports()
+    succeeded(here("train", recipe, "--run", run, "--processes", "2", "--prepare"))
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "launch.worker", str(run)]
+    with subprocess.Popen(command, env=ENVIRONMENT | place, stderr=subprocess.PIPE) as process:
+        wait_for("the meeting point", lambda: _listens(process.pid, port), 200)
+        process.terminate()
+        assert process.wait(timeout=60) == -signal.SIGTERM
+
+
+def test_a_rank_that_does_not_come_is_named(here: Here, recipe: Path, tmp_path: Path) -> None:
+    run, port = tmp_path / "run", free_ports()
+    succeeded(here("train", recipe, "--run", run, "--processes", "2", "--prepare", "watchdog.start=3"))
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "launch.worker", str(run)]
+    ended = subprocess.run(command, env=ENVIRONMENT | place, capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 76, ended
+    said = "lacuna: rank 1 (it never gave a sign of life) hangs; rank 0 waited 3 s in start of step 0; stacks in "
+    assert ended.stderr.splitlines()[-1].startswith(said)
+
+
+def _listens(process: int, port: int) -> bool:
+    return any(c.laddr.port == port and c.status == "LISTEN" for c in psutil.Process(process).net_connections())
 
 
 def test_sigterm_and_then_a_killed_rank(recipe: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pretrain.health.health import Health
 from pretrain.health.stragglers import Stragglers
 
 
@@ -68,3 +69,21 @@ def test_the_first_two_steps_do_not_count() -> None:
     for step in range(24):
         stragglers.note([0.0, 50.0] if step < 2 else [1.0, 1.0])
     assert stragglers.slow == {}
+
+
+def test_lines_of_metrics_name_slow_ranks_and_say_once_that_there_are_none() -> None:
+    health = Health(stragglers=Stragglers([0] * 4), name_of="rank {} on n".format)
+
+    def after(steps: int, seconds: list[float]) -> dict[str, float | str]:
+        for _ in range(steps):
+            health.note(seconds)
+        return health.metrics()
+
+    assert health.metrics() == {"health/slow_ranks": 0}
+    assert after(24, [1.0, 1.0, 1.0, 1.0]) == {}
+    found = after(24, [1.0, 1.5, 1.0, 1.0])
+    assert found.pop("health/slowest_ratio") == pytest.approx(1.5)
+    assert found == {"health/slow_ranks": 1, "health/slowest_rank": 1, "health/slow": "rank 1 on n (1.50 times)"}
+    assert after(24, [1.0, 1.0, 1.0, 1.0]) == {"health/slow_ranks": 0}
+    assert after(24, [1.0, 1.0, 1.0, 1.0]) == {}
+    assert Health().metrics() == {}

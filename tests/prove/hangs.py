@@ -61,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started goes too
     rows = []
     with tempfile.TemporaryDirectory(prefix="lacuna-hangs-") as folder:
         recipe = write_small_recipe(Path(folder))

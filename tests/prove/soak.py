@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import shutil
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,19 +31,20 @@ from pretrain.tracking.spool import read_metrics
 from runtime.errors import Hang
 from runtime.files import read_json
 from tests.prove.page import rewrite
-from tests.prove.ui import serving
 from tests.support.command_line import lacuna, succeeded
 from tests.support.kill_points import curves, nothing_left
+from tests.support.mlflow_server import serving
 from tests.support.mounting import mounting_command
 from tests.support.small_run import build_dataset, write_corpus, write_recipe
-from tests.support.soak import Soak, plan_faults
+from tests.support.soak import FULL_SECONDS, Attempt, Soak, plan_faults
 from tests.support.unreliable_server import UnreliableServer
 
 NAME = "soak"
 KINDS = {"kill": 2, "hang": 1, "node": 1, "signal": 2, "full disk": 1, "tracker": 1}
 _WATCHDOG = {"start": 60, "data": 10, "collective": 15, "step": 15, "save": 30}
-_HANG_SECONDS = 22.0  # the longest of these that matters once steps are taken, and the time for the others to answer
+_ANSWER_SECONDS = 9.0  # what the others are given to answer (4 ticks and 2 s), a tick, a second for stacks
 _MEAN, _PACE, _DISK = 60.0, 0.25, "64m"
+_STOPS = (12, 24, 36)
 _INSIDE = "LACUNA_SOAK_INSIDE"
 _MARGIN = 0.03
 _EXPECTED = 0.5  # share of the time that is assumed to be productive when the number of steps is chosen
@@ -47,13 +52,20 @@ _EXPECTED = 0.5  # share of the time that is assumed to be productive when the n
 
 @dataclass(frozen=True)
 class Calm:
-    """The run that was left alone: its curve, last checkpoint, and what saves and restarts take."""
+    """The run that was left alone: its curve and last checkpoint."""
 
     lines: dict[int, dict[str, Any]]
     manifest: dict[str, Any]
-    save_seconds: float
-    start_seconds: float
-    restart_seconds: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that things take where nothing is wrong, as a paced run that was stopped a few times has shown."""
+
+    step: float
+    save: float
+    start: float
+    restart: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Outcome:
     accounts: Accounts
     predicted: float
     mean_between: float
-    calm: Calm
+    costs: Costs
     soak: Soak
 
 
@@ -76,17 +88,14 @@ def prove(work: Path, disk: Path, minutes: float, seed: int, kinds: dict[str, fl
     corpus = work / "corpus"
     corpus.mkdir()
     recipe = write_recipe(work, build_dataset(write_corpus(corpus), work / "data"))
-    with serving(_empty_store(work)) as target, UnreliableServer(target) as server:
+    with serving(work / "mlflow.db") as target, UnreliableServer(target) as server:
         options = ["--processes", "2", f"train.steps={steps}", "checkpoint.keep=2", "tracking.enabled=true"]
         options += [f"tracking.uri={server.uri}", *(f"watchdog.{key}={value}" for key, value in _WATCHDOG.items())]
-        calm = leave_alone(work, recipe, options, steps)
-        every = max(2, round(best_interval(calm.save_seconds, _MEAN) / _PACE))
-        print(
-            f"left alone: saves {calm.save_seconds:.3f} s, restarts {calm.restart_seconds:.1f} s; "
-            f"{steps} steps, a checkpoint every {every}",
-            file=sys.stderr,
-            flush=True,
-        )
+        calm = leave_alone(work, recipe, options)
+        costs = measure(Soak(recipe, disk / "measured", disk, [*options, "checkpoint.every=4"], server, _PACE))
+        shutil.rmtree(disk / "measured")
+        every = max(2, round(best_interval(costs.save, _MEAN) / costs.step))
+        print(f"{costs}; {steps} steps, a checkpoint every {every}", file=sys.stderr, flush=True)
         run, shared = disk / "run", set(os.listdir("/dev/shm"))
         soak = Soak(recipe, run, disk, [*options, f"checkpoint.every={every}"], server, _PACE)
         soak.last(plan_faults(kinds, minutes * 60, _MEAN, seed), limit=60 * (4 * minutes + 10))
@@ -97,33 +106,63 @@ def prove(work: Path, disk: Path, minutes: float, seed: int, kinds: dict[str, fl
         succeeded(lacuna("track", "sync", run))
         _check_same(run, calm)
         _check_mlflow(run, target, steps)
-    mean = seconds / max(1, len(soak.attempts) - 1)
-    after_start = 1 - calm.start_seconds / seconds
-    hangs = sum(attempt.code == Hang.exit_code for attempt in soak.attempts)
-    restart = calm.restart_seconds + _HANG_SECONDS * hangs / max(1, len(soak.attempts) - 1)
-    predicted = after_start * expected_goodput(every * _PACE, calm.save_seconds, restart, mean)
-    return Outcome(steps, every, seconds, accounts, predicted, mean, calm, soak)
+    mean, predicted = predict(soak, costs, every, seconds)
+    return Outcome(steps, every, seconds, accounts, predicted, mean, costs, soak)
 
 
-def leave_alone(work: Path, recipe: Path, options: list[str], steps: int) -> Calm:
-    """Train without faults and without holding steps up, in two attempts: the second tells what a restart takes."""
+def predict(soak: Soak, costs: Costs, every: int, seconds: float) -> tuple[float, float]:
+    """(mean seconds between interruptions, goodput to expect) of a soak that took `seconds`.
+
+    What interrupts is counted from the attempts; what that costs is not: a restart as measured where nothing is wrong,
+    the watchdog's deadline before it where a rank hangs, and the time without room where the disk is full.
+    """
+    count, extra = 0, 0.0
+    ended = soak.attempts[:-1]
+    for number, attempt in enumerate(ended):
+        if attempt.had_no_room and number and ended[number - 1].had_no_room:
+            continue  # tried again too early: the same interruption
+        count += 1
+        if attempt.had_no_room:
+            extra += FULL_SECONDS
+        if attempt.code == Hang.exit_code:
+            extra += _hang_deadline(soak.run, attempt) + _ANSWER_SECONDS
+    mean = seconds / max(1, count)
+    restart = costs.restart + extra / max(1, count)
+    share = expected_goodput(every * costs.step, costs.save, restart, mean)
+    return mean, (1 - costs.start / seconds) * share
+
+
+def _hang_deadline(run: Path, attempt: Attempt) -> int:
+    """The watchdog's limit that found the hang: before an attempt's first step it is a longer one."""
+    verdicts = run.glob("logs/*/watch-*/hang.json")
+    (found,) = [path for path in verdicts if attempt.began <= path.stat().st_mtime <= attempt.ended]
+    waited = re.search(r"waited (\d+) s", read_json(found)["message"])
+    before = waited is not None and int(waited[1]) >= _WATCHDOG["start"]
+    return max(_WATCHDOG[phase] for phase in (("start",) if before else ("data", "collective", "step")))
+
+
+def measure(soak: Soak) -> Costs:
+    """Run to some steps past the last stop, with the tracking server, on the disk and at the pace of the soak."""
+    steps = _STOPS[-1] + _STOPS[0]
+    soak.options = [*soak.options, f"train.steps={steps}"]
+    soak.stop_after(_STOPS, limit=600)
+    _wait_for_followers(soak.run)
+    lines = read_metrics(soak.run / "metrics.jsonl")
+    spent = {line["run/attempt"]: line["goodput/restart_seconds"] for line in lines}
+    saves = [line["checkpoint/blocked_seconds"] for line in lines if "checkpoint/blocked_seconds" in line]
+    return Costs(
+        step=statistics.median(line["perf/step_seconds"] for line in lines),
+        save=statistics.median(saves),
+        start=spent[0],
+        restart=(spent[len(_STOPS)] - spent[0]) / len(_STOPS),
+    )
+
+
+def leave_alone(work: Path, recipe: Path, options: list[str]) -> Calm:
+    """Train without faults and without holding steps up."""
     run = work / "calm"
-    arguments = ["train", recipe, "--run", run, *options, "checkpoint.every=20"]
-    succeeded(lacuna(*arguments, "--until", "20", timeout=900))
-    first = read_json(run / "goodput.json")
-    succeeded(lacuna(*arguments, timeout=1800))
-    second = read_json(run / "goodput.json")
-    saves = [line["checkpoint/blocked_seconds"] for line in read_metrics(run / "metrics.jsonl") if _saved(line)]
-    restart = second["restart"] - first["restart"]
-    return Calm(curves(run), _manifest(run), sorted(saves)[len(saves) // 2], first["restart"], restart)
-
-
-def _saved(line: dict[str, Any]) -> bool:
-    return "checkpoint/blocked_seconds" in line
-
-
-def _empty_store(work: Path) -> Path:
-    return work / "mlflow.db"
+    succeeded(lacuna("train", recipe, "--run", run, *options, "checkpoint.every=20", timeout=1800))
+    return Calm(curves(run), _manifest(run))
 
 
 def _accounted(run: Path, began: float) -> tuple[Accounts, float]:
@@ -171,13 +210,13 @@ def _check_mlflow(run: Path, uri: str, steps: int) -> None:
 
 def report(found: Outcome, minutes: float, seed: int) -> str:
     """Markdown: faults, ends of attempts, and where the time went."""
-    accounts, calm, soak = found.accounts, found.calm, found.soak
+    accounts, costs, soak = found.accounts, found.costs, found.soak
     ends = Counter(attempt.code for attempt in soak.attempts)
     kinds = Counter(fault.kind for fault, _ in soak.struck)
     lines = [
         f"`python -m tests.prove.soak --minutes {minutes:g} --seed {seed}`: {len(soak.struck)} faults in "
         f"{found.seconds / 60:.1f} minutes, {len(soak.attempts)} attempts, {found.steps} steps on two ranks, a "
-        f"checkpoint every {found.every} steps (√(2·C·MTBF) of {calm.save_seconds * 1000:.0f} ms and {_MEAN:g} s). The "
+        f"checkpoint every {found.every} steps (√(2·C·MTBF) of {costs.save * 1000:.0f} ms and {_MEAN:g} s). The "
         "metrics, weights and moments are those of the run that was left alone, bit by bit; MLflow has every point "
         "once; no process and no shared memory is left.",
         "",
@@ -198,9 +237,10 @@ def report(found: Outcome, minutes: float, seed: int) -> str:
         "",
         f"Attempts ended: {codes}. Steps done again: {accounts.lost_steps}.",
         f"Time: {times}; the sum is {accounts.wall / found.seconds:.2%} of the wall time.",
-        f"Goodput {accounts.goodput:.1%}; predicted for a first start of {calm.start_seconds:.1f} s, an interruption "
-        f"every {found.mean_between:.0f} s and restarts of {calm.restart_seconds:.1f} s (both measured on the run that "
-        f"was left alone), and {_HANG_SECONDS:g} s more where a hang must be found first: {found.predicted:.1%}.",
+        f"Goodput {accounts.goodput:.1%}; predicted {found.predicted:.1%}, for an interruption every "
+        f"{found.mean_between:.0f} s, a first start of {costs.start:.1f} s and restarts of {costs.restart:.1f} s (as a "
+        f"run took that was only told to stop, {len(_STOPS)} times), the deadline by which a hang is found, and "
+        f"{FULL_SECONDS:g} s where the disk is full.",
     ]
     return "\n".join(lines)
 
@@ -213,6 +253,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
     parser.add_argument("--no-page", action="store_true", help="print the report only")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started goes too
     prefix = mounting_command()
     if prefix is not None and _INSIDE not in os.environ:
         command = [*prefix, sys.executable, "-m", "tests.prove.soak", *sys.argv[1:]]

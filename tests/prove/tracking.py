@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -21,14 +21,14 @@ from pathlib import Path
 from pretrain.tracking.spool import read_metrics
 from runtime.files import read_json
 from tests.prove.page import rewrite
-from tests.prove.ui import serving
-from tests.support.command_line import ENVIRONMENT, lacuna, succeeded
+from tests.support.command_line import lacuna, succeeded
+from tests.support.hooked import hooked
+from tests.support.mlflow_server import serving
 from tests.support.small_run import build_dataset, write_corpus, write_recipe
 from tests.support.unreliable_server import Mode, UnreliableServer
 
 NAME = "tracking"
 STEPS = 150
-_AUDITED = Path(__file__).parent.parent / "support" / "audited"
 _MODEL = ["model.layers=4", "model.width=192", "model.heads=4", "model.kv_heads=4", "model.ffn=512"]
 _KEYS = ("train/loss", "tokens", "goodput/share")
 _WAYS: dict[str, tuple[Mode, Mode]] = {
@@ -56,8 +56,7 @@ class Row:
 def run_way(way: str, work: Path, recipe: Path, target: str | None) -> Row:
     """Train against one kind of server; None: tracking is off. Raises AssertionError if a point is missing or twice."""
     run, audit = work / f"run {way}", work / f"{way}.json"
-    path = os.pathsep.join([str(_AUDITED), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])])
-    variables = {"PYTHONPATH": path, "LACUNA_AUDIT": str(audit)}
+    variables = hooked(LACUNA_AUDIT=str(audit))
     arguments = ["train", recipe, "--run", run, f"train.steps={STEPS}", *_MODEL, "checkpoint.every=1000"]
     if target is None:
         succeeded(lacuna(*arguments, **variables))
@@ -135,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started goes too
     with tempfile.TemporaryDirectory(prefix="lacuna-tracking-") as folder:
         work = Path(folder)
         (work / "corpus").mkdir()

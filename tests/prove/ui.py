@@ -8,11 +8,8 @@ the page of the run. Without a Chromium it says so and ends with code 0.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +20,7 @@ from typing import Any
 
 from runtime.files import read_json
 from tests.support.command_line import lacuna, succeeded
+from tests.support.mlflow_server import serving
 from tests.support.small_run import build_dataset, write_corpus, write_recipe
 
 _SECONDS = 60.0
@@ -50,35 +48,6 @@ def tracked_run(work: Path) -> tuple[Path, Path]:
     succeeded(lacuna("train", recipe, "--run", run, *overrides))
     succeeded(lacuna("evaluate", run, "--windows", "4", "--draws", "2"))
     return database, run
-
-
-@contextmanager
-def serving(database: Path) -> Iterator[str]:
-    """MLflow's pages of `database`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    command += [f"--backend-store-uri=sqlite:///{database}"]
-    variables = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with open(database.with_suffix(".log"), "wb") as out:
-        server = subprocess.Popen(
-            command, cwd=database.parent, env=os.environ | variables, stdout=out, stderr=out, start_new_session=True
-        )
-    try:
-        _until("the server to answer", lambda: _answers(port), 180)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
-
-
-def _answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _until(what: str, condition: Callable[[], bool], seconds: float = _SECONDS) -> None:
@@ -173,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", type=Path, default=Path("docs/images/mlflow.png"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started goes too
     if reason := missing():
         print(f"skipped: {reason}", file=sys.stderr)
         return

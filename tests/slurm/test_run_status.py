@@ -1,6 +1,7 @@
 """What is told of a run from its directory alone, and of one that trains in another terminal."""
 
 import json
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -28,7 +29,8 @@ def run(tmp_path: Path) -> Path:
     write_json(tmp_path / "run.json", {"name": "x", "attempts": attempts})
     lines = [
         {"step": n, "time": time.time() - 50, "tokens": n * 256, "train/loss": 4.0, "perf/tokens_per_second": 128.0,
-         "perf/mfu": 0.4, **Accounts(productive=4.0 * n, restart=40.0).metrics()}
+         "perf/mfu": 0.4, "health/slow": "rank 3 on node2 (1.30 times)",
+         **Accounts(productive=4.0 * n, restart=40.0).metrics()}
         for n in range(1, 41)
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 41, "to')
@@ -49,6 +51,9 @@ def test_the_status_of_a_stopped_run(run: Path) -> None:
     assert found.goodput is not None
     assert (found.goodput["share"], found.goodput["wall"], found.goodput["restart"]) == (0.8, 200.0, 40.0)
     assert 50 <= (found.silent_seconds or 0) < 100
+    assert found.slow is None  # it was, when it ran
+    write_json(run / "run.json", {"name": "x", "attempts": [{}]})
+    assert run_statuses([run])[0].slow == "rank 3 on node2 (1.30 times)"
 
 
 def test_a_run_that_has_not_begun_and_one_that_is_none(run: Path, tmp_path: Path) -> None:
@@ -75,6 +80,16 @@ def test_tables_and_json(run: Path) -> None:
     assert "80.0%" in table
     (row,) = json.loads(succeeded(lacuna("status", run, "--json")))
     assert row["step"] == 40
+
+
+def test_watching_tells_a_pipe_at_once_and_ends_with_ctrl_c(run: Path) -> None:
+    command = [*LACUNA, "status", str(run), "--watch", "--json"]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        (row,) = json.loads(process.stdout.readline())
+        assert row["step"] == 40
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
 
 
 def test_logs_of_attempts(run: Path) -> None:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.ports import free_ports
+
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE")
@@ -97,7 +99,7 @@ class SlurmLab:
 
     def __init__(self, root: Path, nodes: int = 3, kill_wait: int = 5) -> None:
         self.root, self.names = root, [f"node{i + 1}" for i in range(nodes)]
-        port = _free_ports(nodes + 1)
+        port = free_ports(nodes + 1)
         for folder in ("munge", "state", "spool", "gpu", "bad-prolog"):
             (root / folder).mkdir(parents=True)
         root.chmod(0o755)
@@ -263,14 +265,3 @@ class SlurmLab:
                 process.wait(5)
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-def _free_ports(count: int) -> int:
-    """The first of `count` ports in a row that nobody listens on."""
-    for first in range(21000 + os.getpid() % 5000, 32000, count):
-        with suppress(OSError):
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return first
-    raise OSError("no free ports for a lab")

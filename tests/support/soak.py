@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,12 @@ from pathlib import Path
 import psutil
 
 from tests.support.command_line import ENVIRONMENT, LACUNA
+from tests.support.hooked import hooked
 from tests.support.unreliable_server import Mode, UnreliableServer
 
-PACED = Path(__file__).parent / "paced"
+FULL_SECONDS = 6.0
 _PAUSE = 0.2
-_FULL_SECONDS, _TRACKER_SECONDS = 6.0, 15.0
+_TRACKER_SECONDS = 15.0
 _TRACKER_FAULTS: tuple[Mode, ...] = ("refused", "black hole", "500", "cut")
 _NO_ROOM = ("free some room", "No space left on device", "could not write why")
 
@@ -58,6 +59,11 @@ class Attempt:
     code: int = 0
     said: str = ""
 
+    @property
+    def had_no_room(self) -> bool:
+        """Whether a full disk ended it."""
+        return any(words in self.said for words in _NO_ROOM)
+
 
 @dataclass
 class Soak:
@@ -77,7 +83,15 @@ class Soak:
     def last(self, faults: Sequence[Fault], limit: float) -> None:
         """Run to the end under `faults`. Raises AssertionError if an attempt ends as none should, or after `limit`."""
         began = time.monotonic()
-        striker = threading.Thread(target=self._strike_all, args=(faults, began))
+        self._run_under(lambda: self._strike_all(faults, began), limit)
+
+    def stop_after(self, steps: Sequence[int], limit: float) -> None:
+        """Run to the end, but be told to stop after each of `steps`. Raises AssertionError as `last` does."""
+        self._run_under(lambda: self._stop_all(steps), limit)
+
+    def _run_under(self, strikes: Callable[[], None], limit: float) -> None:
+        began = time.monotonic()
+        striker = threading.Thread(target=strikes)
         striker.start()
         try:
             while not self.attempts or self.attempts[-1].code != 0:
@@ -86,13 +100,13 @@ class Soak:
                 time.sleep(_PAUSE)
         finally:
             self._over.set()
+            _send(self.launcher(), signal.SIGKILL)
             striker.join()
             self.server.become("works")
 
     def _attempt(self) -> None:
         attempt = Attempt(time.time())
-        path = os.pathsep.join([str(PACED), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])])
-        variables = {"PYTHONPATH": path, "LACUNA_PACE": str(self.pace), "LACUNA_STARTED": f"{attempt.began:.3f}"}
+        variables = hooked(LACUNA_PACE=str(self.pace)) | {"LACUNA_STARTED": f"{attempt.began:.3f}"}
         self._process = subprocess.Popen(
             [*LACUNA, "train", str(self.recipe), "--run", str(self.run), *self.options],
             stdin=subprocess.DEVNULL,
@@ -108,15 +122,25 @@ class Soak:
         attempt.said = lines[-1] if lines else ""
         self.attempts.append(attempt)
         assert "Traceback" not in said, said
-        expected = attempt.code in (0, 75, 76, 1, -signal.SIGKILL) or any(words in said for words in _NO_ROOM)
+        expected = attempt.code in (0, 75, 76, 1, -signal.SIGKILL) or attempt.had_no_room
         assert expected, f"an attempt ended with code {attempt.code}: {said}"
+        _tell(f"attempt {len(self.attempts) - 1} ends with {attempt.code} after {attempt.ended - attempt.began:.1f} s")
 
     def _strike_all(self, faults: Sequence[Fault], began: float) -> None:
         for fault in faults:
             if self._over.wait(max(0.0, began + fault.moment - time.monotonic())):
                 return
+            _tell(f"{fault.kind}, {fault.moment:.1f} s after the beginning")
             done = _STRIKES[fault.kind](self, fault.choice)
             self.struck.append((fault, done))
+
+    def _stop_all(self, steps: Sequence[int]) -> None:
+        metrics = self.run / "metrics.jsonl"
+        for step in steps:
+            while not metrics.exists() or metrics.read_bytes().count(b"\n") < step:
+                if self._over.wait(0.05):
+                    return
+            _send(self.launcher(), signal.SIGTERM)
 
     def launcher(self) -> psutil.Process | None:
         """The launcher that lives now."""
@@ -139,6 +163,11 @@ class Soak:
     def wait(self, seconds: float) -> None:
         """Let a fault last so long, but not beyond the run."""
         self._over.wait(seconds)
+
+
+def _tell(line: str) -> None:
+    """To those who watch; the report is made of what is kept."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 def _send(process: psutil.Process | None, number: signal.Signals) -> str:
@@ -197,9 +226,9 @@ def _full_disk(soak: Soak, choice: float) -> str:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-    soak.wait(_FULL_SECONDS)
+    soak.wait(FULL_SECONDS)
     filler.unlink()
-    return f"no room for {_FULL_SECONDS:g} s"
+    return f"no room for {FULL_SECONDS:g} s"
 
 
 def _tracker(soak: Soak, choice: float) -> str:

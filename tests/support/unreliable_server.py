@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
+from tests.support.ports import free_ports
+
 Mode = Literal["works", "refused", "black hole", "500", "cut"]
 """`refused`: nobody listens. `black hole`: takes requests and never answers. `cut`: carries out what is to be written,
 and ends the connection instead of answering."""
@@ -21,7 +23,7 @@ class UnreliableServer:
         self._host, self._port = urlsplit(target).hostname, urlsplit(target).port
         self._mode: Mode = "works"
         self._changed = threading.Event()
-        self._listener: ThreadingHTTPServer | None = self._listen(0)
+        self._listener: ThreadingHTTPServer | None = self._listen(free_ports())
         self.port = self._listener.server_port
         self.requests = 0
 

@@ -118,6 +118,11 @@ def test_it_ends_on_sigterm_and_is_humble(run_directory: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 1  # MLflow does not have it all
         assert "Traceback" not in log.read_text()
+        log.unlink()
     finally:
         process.kill()
         process.wait()
+    process = start_follower(run_directory, uri, seconds=60)
+    process.terminate()  # before it can listen: it waits, tries once, and ends
+    assert process.wait(timeout=60) == 1
+    assert "failed" in log.read_text()

@@ -91,6 +91,27 @@ def test_tags_configurations_and_checkpoints(store: Any, run: RunDirectory, tmp_
     assert "lacuna.changed" not in client.get_run(run_id).data.tags
 
 
+def test_a_tag_names_the_ranks_that_are_slow(store: Any, run: RunDirectory) -> None:
+    def tag() -> str | None:
+        run_id = forward(run.root, store.server, "facts").run_id
+        found: str | None = _client(store.server).get_run(run_id).data.tags.get("lacuna.slow_ranks")
+        return found
+
+    slow = {"health/slow_ranks": 1, "health/slowest_rank": 3, "health/slow": "rank 3 on n2 (1.31 times)"}
+    assert tag() is None
+    with Spool(run.metrics, 3) as spool:
+        spool.write(4, slow)
+        spool.write(5, slow)
+        spool.write(6, {"train/loss": 1.0})
+    assert tag() == "rank 3 on n2 (1.31 times), step 5"
+    with Spool(run.metrics, 6) as spool:
+        spool.write(7, {"train/loss": 1.0})
+    assert tag() == "rank 3 on n2 (1.31 times), step 5"
+    with Spool(run.metrics, 7) as spool:
+        spool.write(8, {"health/slow_ranks": 0})
+    assert tag() is None
+
+
 def test_no_secret_stands_in_any_artifact(store: Any, run: RunDirectory, tmp_path: Path) -> None:
     run_id = forward(run.root, store.server, "facts", finished="FAILED").run_id
     (tmp_path / "downloads").mkdir()
