@@ -18,13 +18,13 @@ import yaml
 
 from parallel.checkpoint.catalogue import list_checkpoints
 from pretrain.tracking.spool import read_metrics
-from tests.prove.page import between, rewrite
+from tests.prove.page import renew_rows
 from tests.support.command_line import succeeded
 from tests.support.slurm_lab import SlurmLab, missing, wait_for
 from tests.support.small_recipe import write_small_recipe
 
 _SECONDS = 600.0
-NAME = "faults"
+NAME, HEAD = "faults", ("| fault | seen |", "|---|---|")
 
 
 class Trial:
@@ -206,15 +206,6 @@ def prove(name: str, work: Path, recipe: Path) -> str:
         return SCENARIOS[name][1](Trial(lab, here, recipe))
 
 
-def write_row(page: Path, name: str, seen: str) -> None:
-    """Put what was seen of a scenario into the page's table, which is in the order of the scenarios."""
-    rows = {line.split(" | ")[0]: line for line in between(page, NAME).splitlines()}
-    first = f"| {SCENARIOS[name][0]}"
-    rows[first] = f"{first} | {seen} |"
-    there = [rows[f"| {what}"] for what, _ in SCENARIOS.values() if f"| {what}" in rows]
-    rewrite(page, NAME, "\n".join(["| fault | seen |", "|---|---|", *there]))
-
-
 def main() -> None:
     """Parse arguments, run, and rewrite the table between its markers."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -230,7 +221,8 @@ def main() -> None:
         for name in options.scenarios or list(SCENARIOS):
             seen = prove(name, Path(folder), recipe)
             print(f"{name}: {seen}", file=sys.stderr, flush=True)
-            write_row(options.page, name, seen)
+            row = f"| {SCENARIOS[name][0]} | {seen} |"
+            renew_rows(options.page, NAME, HEAD, {SCENARIOS[name][0]: row}, [what for what, _ in SCENARIOS.values()])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 `python -m tests.prove.tracking` trains the same run against each (a real `mlflow server` behind a listener that fails
 as servers do), measures inside the training process what logging a step takes and which connections it opens, then
-lets `lacuna track sync` mend things, and asks MLflow for every point. Rewrites its part of docs/reliability.md.
+lets `lacuna track sync` mend things, and asks MLflow for every point. Rewrites its part of docs/reliability.md; names
+of ways as arguments run those only.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from pathlib import Path
 
 from pretrain.tracking.spool import read_metrics
 from runtime.files import read_json
-from tests.prove.page import rewrite
+from tests.prove.page import renew_rows
 from tests.support.command_line import lacuna, succeeded
 from tests.support.hooked import hooked
 from tests.support.mlflow_server import serving
 from tests.support.small_run import build_dataset, write_corpus, write_recipe
 from tests.support.unreliable_server import Mode, UnreliableServer
 
-NAME = "tracking"
+NAME, OFF = "tracking", "(tracking off)"
 STEPS = 150
 _MODEL = ["model.layers=4", "model.width=192", "model.heads=4", "model.kv_heads=4", "model.ffn=512"]
 _KEYS = ("train/loss", "tokens", "goodput/share")
@@ -39,6 +40,14 @@ _WAYS: dict[str, tuple[Mode, Mode]] = {
     "answers get lost": ("cut", "cut"),
     "dies amid the run": ("works", "refused"),
 }
+_HEAD = (
+    f"`python -m tests.prove.tracking`: {STEPS} steps each, {len(_KEYS)} metrics looked for. Steps took longer "
+    "where the machine had other work.",
+    "",
+    "| server | a step | of that, logging it | share | connections of the training process while it trained "
+    "| points there at its end | after `track sync` |",
+    "|---|---|---|---|---|---|---|",
+)
 
 
 @dataclass(frozen=True)
@@ -109,29 +118,17 @@ def _row(way: str, run: Path, audit: Path, before: int, after: int) -> Row:
     return Row(way, 1000 * step, 1000 * statistics.median(found["seconds"]), found["connections"], before, after)
 
 
-def report(rows: list[Row]) -> str:
-    """Markdown."""
-    lines = [
-        f"`python -m tests.prove.tracking`: {STEPS} steps each, {len(_KEYS)} metrics looked for.",
-        "",
-        "| server | a step | of that, logging it | share | connections of the training process while it trained "
-        "| points there at its end | after `track sync` |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        points = (
-            ["-", "-"] if row.way == "(tracking off)" else [str(row.before), f"{row.after} of {len(_KEYS) * STEPS}"]
-        )
-        lines.append(
-            f"| {row.way} | {row.step:.1f} ms | {row.logging:.2f} ms | {row.logging / row.step:.2%} "
-            f"| {row.connections} | {' | '.join(points)} |"
-        )
-    return "\n".join(lines)
+def line(row: Row) -> str:
+    """The row of the table."""
+    points = ["-", "-"] if row.way == OFF else [str(row.before), f"{row.after} of {len(_KEYS) * STEPS}"]
+    cells = [row.way, f"{row.step:.1f} ms", f"{row.logging:.2f} ms", f"{row.logging / row.step:.2%}"]
+    return f"| {' | '.join([*cells, str(row.connections), *points])} |"
 
 
 def main() -> None:
     """Parse arguments, run, and rewrite the report between its markers."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ways", nargs="*", choices=[[], OFF, *_WAYS])
     parser.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started goes too
@@ -139,15 +136,13 @@ def main() -> None:
         work = Path(folder)
         (work / "corpus").mkdir()
         recipe = write_recipe(work, build_dataset(write_corpus(work / "corpus"), work / "data"))
-        rows = [run_way("(tracking off)", work, recipe, None)]
         with serving(work / "mlflow.db") as target:
-            for way in _WAYS:
-                rows.append(run_way(way, work, recipe, target))
-                print(rows[-1], file=sys.stderr, flush=True)
-    for row in rows:
-        assert row.connections == 0, f"{row.way}: training opened {row.connections} connections"
-        assert row.way == "(tracking off)" or row.after == len(_KEYS) * STEPS, f"{row.way}: {row.after} points"
-    rewrite(options.page, NAME, report(rows))
+            for way in options.ways or [OFF, *_WAYS]:
+                row = run_way(way, work, recipe, None if way == OFF else target)
+                print(row, file=sys.stderr, flush=True)
+                assert row.connections == 0, f"{way}: training opened {row.connections} connections"
+                assert way == OFF or row.after == len(_KEYS) * STEPS, f"{way}: {row.after} points"
+                renew_rows(options.page, NAME, _HEAD, {way: line(row)}, [OFF, *_WAYS])
 
 
 if __name__ == "__main__":
