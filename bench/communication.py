@@ -29,7 +29,7 @@ from bench.timing import Spread, interleave, ratio
 from bench.workload import Workload
 from parallel.mesh import Mesh, close_process_group
 from pretrain.config import RunConfig
-from pretrain.traffic import traffic_by_stage
+from pretrain.planning.traffic import traffic_by_stage
 from runtime.environment import RankInfo
 
 WORLD = 2

@@ -30,8 +30,8 @@ from parallel.mesh import Mesh, close_process_group
 from pretrain.agreement import agree
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
-from pretrain.memory import BUCKET, memory_by_stage
 from pretrain.objectives.autoregressive import AutoregressiveSamples
+from pretrain.planning.memory import BUCKET, memory_by_stage
 from runtime.environment import RankInfo
 from runtime.files import write_json
 

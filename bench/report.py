@@ -144,8 +144,8 @@ def communication_table(results: Sequence[LayoutResult]) -> Table:
     note = (
         "Workload demo with micro-batches of 4, over gloo; one process with all cores against two with half of them "
         "each. Bytes a step of the rank that sends most, counted at torch.distributed's operations and weighted as "
-        "ring algorithms send, beside `pretrain.traffic` (which takes the expected number of masked rows). Apart: what "
-        "loop and engine agree on (counts, digest, statistics, norms, flags)."
+        "ring algorithms send, beside `pretrain.planning.traffic` (which takes the expected number of masked rows). "
+        "Apart: what loop and engine agree on (counts, digest, statistics, norms, flags)."
     )
     headings = ["layout", "ms a step", "time to one process", "MB counted", "MB theory", "counted/theory", "B apart"]
     return Table("Two processes against one", note, headings, rows)

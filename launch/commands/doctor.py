@@ -59,7 +59,7 @@ def _subject(recipe: str, overrides: list[str] | None, run: Path | None, world: 
     from launch.doctor.local import Subject
     from launch.recipe import load_recipe
     from launch.train import resolve_paths
-    from pretrain.plan import plan
+    from pretrain.planning.plan import plan
 
     config = resolve_paths(load_recipe(recipe, overrides or []))
     return Subject(

@@ -8,8 +8,8 @@ from pretrain.config import RunConfig
 
 def rehearse(config: RunConfig, world: int, device: str, json: bool) -> None:
     """Build the layout without GPUs and say what every pipeline stage holds. Raises UserError if it does not fit."""
-    from pretrain.rehearse import rehearse as build
-    from pretrain.rehearse import require_fit
+    from pretrain.planning.rehearse import rehearse as build
+    from pretrain.planning.rehearse import require_fit
 
     rehearsal = build(config, world, device, show_progress=not json)
     if json:

@@ -56,7 +56,7 @@ def train(
         build(config, _world(rehearse, nodes, gpus_per_node), device, json)
         return
     from launch.train import check_before_start, prepare_only, resolve_paths, run_local
-    from pretrain.plan import plan as make_plan
+    from pretrain.planning.plan import plan as make_plan
     from pretrain.resume import ResumeChoice
     from pretrain.run_directory import RunDirectory
 
@@ -90,8 +90,8 @@ def plan(
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, time, checkpoints, goodput, memory per rank and valid layouts of a recipe; starts nothing."""
-    from pretrain.interruptions import Interruptions
-    from pretrain.plan import plan as make_plan
+    from pretrain.planning.interruptions import Interruptions
+    from pretrain.planning.plan import plan as make_plan
 
     interruptions = Interruptions(gpu_hours_per_interruption, restart_seconds, save_seconds)
     result = make_plan(_load(recipe, overrides, sets), gpus, device, mfu, interruptions)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pretrain.estimate import DEVICES
+from pretrain.planning.estimate import DEVICES
 from runtime.errors import UserError, suggestion
 from runtime.settings import Settings, read_yaml
 

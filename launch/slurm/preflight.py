@@ -13,7 +13,7 @@ from launch.commands.output import human
 from launch.slurm.client import call
 from launch.slurm.cluster import ClusterConfig
 from pretrain.config import RunConfig
-from pretrain.plan import plan
+from pretrain.planning.plan import plan
 from runtime.errors import PreflightError, UserError
 
 _UNITS = (86400, 3600, 60, 1)
@@ -21,7 +21,7 @@ _UNITS = (86400, 3600, 60, 1)
 
 def check_memory(config: RunConfig, cluster: ClusterConfig, ranks: int) -> dict[str, Any]:
     """The plan for `ranks` ranks. Raises UserError if the recipe's layout does not fit the cluster's devices."""
-    from pretrain.estimate import DEVICES
+    from pretrain.planning.estimate import DEVICES
 
     found = plan(config, ranks, cluster.device or "h200")
     if cluster.device is None:

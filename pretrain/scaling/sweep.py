@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pretrain.config import RunConfig
-from pretrain.cost import training_of
 from pretrain.flop_conventions import CONVENTIONS, Training
 from pretrain.flops import bound_flops, forward_flops_per_token, likelihood_flops
+from pretrain.planning.cost import training_of
 from pretrain.scaling.families import PUBLISHED, shape_of_size
 from pretrain.scaling.points import Measured
 from pretrain.scaling.rules import DeepSeekRule, Rule

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from launch.recipe import load_recipe
-from pretrain.cost import duration, flops
-from pretrain.estimate import DEVICES
-from pretrain.plan import plan
+from pretrain.planning.cost import duration, flops
+from pretrain.planning.estimate import DEVICES
+from pretrain.planning.plan import plan
 from runtime.errors import UserError
 from tests.launch.conftest import Here
 from tests.support.command_line import refusal, succeeded

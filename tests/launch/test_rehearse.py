@@ -9,9 +9,9 @@ import pytest
 
 from launch.recipe import load_recipe
 from parallel.logical import Block, Rectangle
-from pretrain.estimate import DEVICES
-from pretrain.memory import memory
-from pretrain.nearest_layout import keys_of, nearest_layout
+from pretrain.planning.estimate import DEVICES
+from pretrain.planning.memory import memory
+from pretrain.planning.nearest_layout import keys_of, nearest_layout
 from runtime.errors import LacunaError
 from tests.support.command_line import refusal, succeeded
 
@@ -149,7 +149,7 @@ def test_the_nearest_layout(given: list[str], world: int, nearest: str) -> None:
 
 
 def test_what_is_held_twice_not_at_all_or_beyond_the_edge_is_found() -> None:
-    from pretrain.meta_rank import _require_cover
+    from pretrain.planning.meta_rank import _require_cover
 
     def rows(first: int, count: int) -> Block:
         return Block("w", (6, 4), (first, 0), Rectangle((0, 0), (count, 4)))
@@ -161,7 +161,7 @@ def test_what_is_held_twice_not_at_all_or_beyond_the_edge_is_found() -> None:
 
 
 def test_a_process_that_fails_is_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.rehearse._MODULE", "pretrain.no_such_module")
+    monkeypatch.setattr("pretrain.planning.rehearse._MODULE", "pretrain.no_such_module")
     result = here("train", "demo", "--rehearse", "--nodes", "1", "--gpus-per-node", "2")
     assert result.returncode == LacunaError.exit_code
     assert result.stderr.splitlines()[-1] == "lacuna: the rehearsal's process ended with code 1"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from parallel.ring import Sight, attend, attend_gradients, merge, ring_attention, ring_backward, ring_forward
-from pretrain.estimate import traffic
+from pretrain.planning.estimate import traffic
 from tests.support.tiny import tiny_config
 
 BATCH, HEADS, WIDTH = 3, 4, 6

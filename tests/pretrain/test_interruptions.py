@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from launch.recipe import load_recipe
-from pretrain.interruptions import Interruptions, best_interval, expected_goodput, interruption_plan
+from pretrain.planning.interruptions import Interruptions, best_interval, expected_goodput, interruption_plan
 from runtime.errors import UserError
 
 DAY = 86400.0

@@ -10,8 +10,8 @@ from pretrain.agreement import agree
 from pretrain.build import build_engine
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
-from pretrain.memory import BUCKET, Memory, memory, memory_by_stage
 from pretrain.objectives.autoregressive import AutoregressiveSamples
+from pretrain.planning.memory import BUCKET, Memory, memory, memory_by_stage
 from pretrain.stage_cut import parameters_per_rank
 from tests.support.simulated import needs_cpu, simulated_rank
 from tests.support.tiny import BOS, CountedTokens, tiny_config

@@ -6,7 +6,6 @@ import pytest
 
 from bench.counted import OWN, CountedTraffic
 from parallel.layout import chunk_rows
-from pretrain import traffic as formulas
 from pretrain.agreement import agree
 from pretrain.build import build_engine
 from pretrain.config import RunConfig
@@ -14,7 +13,8 @@ from pretrain.feed import Feed
 from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.objectives.masked import MaskedSamples
 from pretrain.objectives.noise import NoiseSource
-from pretrain.traffic import traffic, traffic_by_stage
+from pretrain.planning import traffic as formulas
+from pretrain.planning.traffic import traffic, traffic_by_stage
 from tests.support.simulated import needs_cpu, simulated_rank
 from tests.support.tiny import BOS, MASK, PAD, CountedTokens, tiny_config
 

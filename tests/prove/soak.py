@@ -25,7 +25,7 @@ from typing import Any
 
 from parallel.checkpoint.catalogue import newest_checkpoint, verify_checkpoint
 from pretrain.goodput import Accounts, newest_accounts
-from pretrain.interruptions import best_interval, expected_goodput
+from pretrain.planning.interruptions import best_interval, expected_goodput
 from pretrain.run_directory import RunDirectory
 from pretrain.tracking.spool import read_metrics
 from runtime.errors import Hang

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from launch.recipe import load_recipe
-from pretrain.cost import training_of
 from pretrain.flop_conventions import CONVENTIONS
+from pretrain.planning.cost import training_of
 from pretrain.scaling.rules import DeepSeekRule, FixedRule, StepLaw
 from pretrain.scaling.sweep import IsoFlopSweep, Point, parse_sweep, sweep_points, trained_share
 from runtime.errors import UserError

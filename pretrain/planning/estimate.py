@@ -1,7 +1,7 @@
 """Seconds of a step under a layout, before it runs; and the devices that layouts are planned for.
 
-They rank layouts; they are no promise: traffic is known (`pretrain.traffic`), but time follows from the device's data
-sheet and one assumed efficiency.
+They rank layouts; they are no promise: traffic is known (`pretrain.planning.traffic`), but time follows from the
+device's data sheet and one assumed efficiency.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
 from pretrain.flops import training_flops_per_token
-from pretrain.memory import Memory
+from pretrain.planning.memory import Memory
+from pretrain.planning.traffic import traffic
 from pretrain.stage_cut import stages_of
-from pretrain.traffic import traffic
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.estimate import Device
 from pretrain.flop_conventions import CONVENTIONS, Training
 from pretrain.flops import training_flops_per_token
+from pretrain.planning.estimate import Device
 from runtime.errors import UserError
 
 _SMALLEST_PRINTED = 50_000_000  # below it, hundredths of a billion say nothing

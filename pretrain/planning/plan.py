@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
-from pretrain.cost import checkpoints, duration, flops
-from pretrain.estimate import DEVICES, Device, step_seconds
-from pretrain.interruptions import Interruptions, interruption_plan
-from pretrain.memory import memory
+from pretrain.planning.cost import checkpoints, duration, flops
+from pretrain.planning.estimate import DEVICES, Device, step_seconds
+from pretrain.planning.interruptions import Interruptions, interruption_plan
+from pretrain.planning.memory import memory
+from pretrain.planning.traffic import traffic
 from pretrain.stage_cut import stages_of
-from pretrain.traffic import traffic
 from runtime.errors import UserError, suggestion
 
 _MOST_LAYOUTS = 24

@@ -1,8 +1,8 @@
 """A rehearsal: every rank's part of a model, built on the meta device under a fake process group.
 
 Needs neither GPUs nor the memory of the model, so a layout for thousands of ranks is tried on a laptop. The ranks are
-played one after the other by a process of their own (`pretrain.meta_rank`): it patches torch, joins groups that are
-not there, and must not see a GPU.
+played one after the other by a process of their own (`pretrain.planning.meta_rank`): it patches torch, joins groups
+that are not there, and must not see a GPU.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.estimate import DEVICES, Device
-from pretrain.memory import Memory, memory_by_stage
-from pretrain.nearest_layout import keys_of, nearest_layout
+from pretrain.planning.estimate import DEVICES, Device
+from pretrain.planning.memory import Memory, memory_by_stage
+from pretrain.planning.nearest_layout import keys_of, nearest_layout
 from pretrain.stage_cut import parameters_per_rank
 from runtime.errors import LacunaError, UserError, suggestion
 
-_MODULE = "pretrain.meta_rank"
+_MODULE = "pretrain.planning.meta_rank"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _mend(config: RunConfig, world: int, device: Device | None = None) -> str:
 
 
 def _build_apart(config: RunConfig, world: int, show_progress: bool) -> dict[str, Any]:
-    """What `pretrain.meta_rank` says of the model under its layout."""
+    """What `pretrain.planning.meta_rank` says of the model under its layout."""
     asked = json.dumps({"config": config.model_dump(mode="json"), "world": world, "progress": show_progress})
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     command = [sys.executable, "-m", _MODULE]

@@ -1,7 +1,8 @@
 """The process of a rehearsal: plays every distinct (pipeline, tensor) rank with shapes and no storage.
 
-`python -m pretrain.meta_rank` reads {config, world, progress} from standard input and answers on standard output.
-megatron's groups and layers are the real ones; torch's fake process group answers every collective at once.
+`python -m pretrain.planning.meta_rank` reads {config, world, progress} from standard input and answers on
+standard output. megatron's groups and layers are the real ones; torch's fake process group answers every collective
+at once.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import math
 
 from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
-from pretrain.estimate import Device
-from pretrain.memory import memory
+from pretrain.planning.estimate import Device
+from pretrain.planning.memory import memory
 from runtime.errors import UserError
 
 _WIDEST_AXIS = 64
