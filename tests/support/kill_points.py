@@ -171,7 +171,7 @@ def kind_of(path: str) -> str:
 
 def curves(run: Path) -> dict[int, dict[str, Any]]:
     """What must not depend on kills, by step: all but times, speeds, and what is said of checkpoints and attempts."""
-    varying = ("perf/", "data/wait", "run/", "checkpoint/", "time", "goodput/", "faults/", "system/")
+    varying = ("perf/", "data/wait", "run/", "checkpoint/", "time", "goodput/", "faults/", "health/", "system/")
     return {
         line["step"]: {key: value for key, value in line.items() if not key.startswith(varying)}
         for line in read_metrics(run / "metrics.jsonl")
