@@ -83,7 +83,8 @@ def test_tables_and_json(run: Path) -> None:
 
 
 def test_watching_tells_a_pipe_at_once_and_ends_with_ctrl_c(run: Path) -> None:
-    command = [*LACUNA, "status", str(run), "--watch", "--json"]
+    # a shell starts background commands with SIGINT ignored, and that is inherited: env gives it its default again
+    command = ["env", "--default-signal=INT", *LACUNA, "status", str(run), "--watch", "--json"]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         (row,) = json.loads(process.stdout.readline())
