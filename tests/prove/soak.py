@@ -47,7 +47,7 @@ _MEAN, _PACE, _DISK = 60.0, 0.25, "64m"
 _STOPS = (12, 24, 36)
 _INSIDE = "LACUNA_SOAK_INSIDE"
 _MARGIN = 0.03
-_EXPECTED = 0.5  # share of the time that is assumed to be productive when the number of steps is chosen
+_EXPECTED = 0.75  # share of the time that is assumed to be productive when the number of steps is chosen
 
 
 @dataclass(frozen=True)
