@@ -63,6 +63,8 @@ def train(
             if agreed.stop:
                 break
             health.note(agreed.worked)
+            if (done + 1) % config.checkpoint.every == 0:
+                saves.make_way()
             rate = learning_rate(config, done)
             with health.step(done + 1):
                 result = _guarded_step(engine, batch, agreed, rate, guard)
@@ -71,7 +73,8 @@ def train(
             hooks.waited(batches.wait_seconds)
             if done % config.train.log_every == 0 or done == span.stop or guard.exhausted:
                 line = _metrics(config, done, agreed, result, rate, guard)
-                news = {**quarantine.metrics(), **clock.metrics(), **saves.metrics(), **health.metrics()}
+                speed = clock.metrics(saves.stalled_seconds)
+                news = {**quarantine.metrics(), **speed, **saves.metrics(), **health.metrics()}
                 hooks.metrics(done, {**line, **news})
             if guard.exhausted:
                 saves.finish()
@@ -79,7 +82,6 @@ def train(
             health.enter("save", done)
             if done % config.checkpoint.every == 0 and done < span.stop and result.accepted:
                 saves.begin(done, guard)
-                clock.pause()
             health.enter("data", done + 1)
     health.enter("save", done)
     saves.conclude(done, guard)
@@ -133,7 +135,7 @@ def _metrics(
 
 
 class _Clock:
-    """Speed since the last logged step; checkpoints do not count."""
+    """Speed since the last logged step; time that saves took from training does not count."""
 
     def __init__(self, config: RunConfig, mesh: Mesh) -> None:
         objective = config.objective
@@ -144,20 +146,18 @@ class _Clock:
         self._peak = mesh.sum_all(peak).item()
         self._device = mesh.device
         self._tokens_per_step = config.train.tokens_per_step
-        self._reset()
+        self._reset(0.0)
 
-    def _reset(self) -> None:
-        self._steps, self._wait, self._start = 0, 0.0, time.perf_counter()
+    def _reset(self, stalled: float) -> None:
+        self._steps, self._wait, self._start, self._stalled = 0, 0.0, time.perf_counter(), stalled
 
     def tick(self, wait_seconds: float) -> None:
         self._steps += 1
         self._wait += wait_seconds
 
-    def pause(self) -> None:
-        self._reset()
-
-    def metrics(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self._start
+    def metrics(self, stalled: float) -> dict[str, float]:
+        """Metrics of the steps since the last call; `stalled`: seconds that all saves of the attempt have taken."""
+        seconds = time.perf_counter() - self._start - (stalled - self._stalled)
         rate = self._steps * self._tokens_per_step / seconds
         values = {
             "perf/tokens_per_second": rate,
@@ -169,5 +169,5 @@ class _Clock:
             "perf/memory_bytes": peak_memory(self._device),
             "data/wait_seconds": self._wait / self._steps,
         }
-        self._reset()
+        self._reset(stalled)
         return values

@@ -47,18 +47,25 @@ class Saves:
         self.stalled_seconds = 0.0
         self.saved = saved
 
+    def make_way(self) -> None:
+        """Wait for a save that is under way. Raises SaveError.
+
+        To be called before the step that the next save is of: so a kill costs less than two intervals of work, however
+        slow the disk is.
+        """
+        if self._background is not None and self._background.busy:
+            start = time.perf_counter()
+            self.finish()
+            self._news["checkpoint/wait_seconds"] = time.perf_counter() - start
+
     def begin(self, step: int, guard: Guard) -> None:
-        """Save the state after `step`; in the background, once an earlier save has ended. Raises SaveError."""
+        """Save the state after `step`; in the background, where no other save may be under way. Raises SaveError."""
         with self._stall():
             start = time.perf_counter()
             if self._background is None:
                 progress = self._describe(step, guard)
                 self._note(save_and_retire(self._root, self._engine, progress, self._retention, self._fence))
             else:
-                self.finish()
-                waited = time.perf_counter()
-                self._news["checkpoint/wait_seconds"] = waited - start
-                start = waited
                 self._background.begin(self._describe(step, guard))
             self._news["checkpoint/blocked_seconds"] = time.perf_counter() - start
 

@@ -88,6 +88,7 @@ class Recorder:
     lines: dict[int, dict[str, Any]] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     saved: int = 0
+    stalled_seconds: float = 0.0
 
     def hooks(self) -> Hooks:
         return Hooks(metrics=self.lines.__setitem__, saves=self)  # type: ignore[arg-type]
@@ -102,8 +103,10 @@ class Recorder:
     def advance(self, votes: tuple[int, int]) -> None:
         assert votes == (0, 0)
 
-    def finish(self) -> None:
+    def make_way(self) -> None:
         """There is never one under way."""
+
+    finish = make_way
 
     def conclude(self, step: int, guard: Guard) -> None:
         if step > self.saved:

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,38 @@ def test_a_diverging_run_waits_too_and_names_what_is_saved(mesh: Mesh, tmp_path:
     assert "step-00000002" in names(tmp_path)
 
 
+@BACKGROUND
+def test_a_slow_disk_holds_training_back(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    """At no time is more work unsaved than an interval and the steps beside its save; speeds leave the wait out."""
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        time.sleep(0.02)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    every, config = 3, tiny_config()
+    settings = saving(every=every, **{"async": in_background})
+    engine, guard, at_risk, speeds = build_engine(config, mesh), Guard(config.guard), [], []
+    saves = Saves(settings, tmp_path, engine, describe, saved=0)
+
+    def report(step: int, values: dict[str, Any]) -> None:
+        at_risk.append(step - saves.saved)
+        speeds.append(values["perf/step_seconds"])
+
+    config = config.model_copy(update={"checkpoint": settings})
+    start = time.perf_counter()
+    try:
+        train(config, engine, whole_feed(config), range(12), guard, Hooks(report, saves), StopRequest())
+    finally:
+        saves.close()
+    seconds = time.perf_counter() - start
+    assert max(at_risk) == (2 * every - 1 if in_background else every)
+    assert sum(speeds) + saves.stalled_seconds < seconds
+
+
 class BadDisk:
     """Writes to shards of these steps fail."""
 
@@ -153,7 +186,7 @@ def test_too_many_failures_in_a_row_end_the_run(
     with pytest.raises(SaveError, match=r"^checkpoint of step 6 not saved: .*free some room, earlier ones are intact$"):
         run(mesh, tmp_path, 50, saving(every=2, max_failures=2, **{"async": in_background}))
     assert names(tmp_path) == [LATEST, "step-00000002"]
-    assert max(run.lines) in ((7, 8) if in_background else (6,))  # type: ignore[attr-defined]
+    assert max(run.lines) in ((6, 7) if in_background else (6,))  # type: ignore[attr-defined]
 
 
 @BACKGROUND
