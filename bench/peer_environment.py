@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -69,19 +68,14 @@ def prepare_environment(path: Path, console: Console) -> Environment:
 
 
 def _make(path: Path, packages: Sequence[str], console: Console) -> str:
-    """The Python of an environment with these packages, and this one's torch where pip finds it."""
+    """The Python of an environment with these packages, in the versions that pip takes (torch is several GB)."""
     python = str(path.absolute() / "bin" / "python")
     if not Path(python).exists():
         console.print(f"making {path}: {', '.join(packages)}", highlight=False, markup=False)
         subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
-        if _pip(python, f"torch=={importlib.metadata.version('torch')}", *packages):
-            _pip(python, *packages)
+        command = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *packages]
+        subprocess.run(command, capture_output=True, check=False)
     return python
-
-
-def _pip(python: str, *arguments: str) -> int:
-    command = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *arguments]
-    return subprocess.run(command, capture_output=True, check=False).returncode
 
 
 def _ask(python: str, program: str) -> tuple[int, str]:

@@ -234,7 +234,7 @@ def test_no_place_to_build(build_config: Config, tmp_path: Path) -> None:
 
 def test_the_standard_library_is_a_corpus(build_config: Config, tmp_path: Path) -> None:
     source = {"kind": "python_stdlib", "name": "stdlib", "licence": "PSF-2.0", "max_bytes": 2_000_000}
-    config = build_config(sources=[source], tokenizer={"kind": "train", "vocabulary": 600, "sample_bytes": 200_000})
+    config = build_config(sources=[source], tokenizer={"kind": "train", "vocabulary": 1000, "sample_bytes": 200_000})
     manifest = build_dataset(config, tmp_path / "out", show_progress=False)
     assert 1_500_000 < manifest.sources[0].bytes <= 2_000_000
     assert manifest.sources[0].origin.startswith("Python 3.")
