@@ -41,6 +41,18 @@ EDGE = [
     Case(2, {"engine": "deepspeed", "zero": 3}, "edge", 1),
     Case(4, {"tensor": 2, "sequence": True, "context": 2}, "edge", 1),
 ]
+# attention stays inside documents, which stand across the stages' and the context ranks' borders
+DOCUMENTS = [
+    Case(1, {}, "documents"),
+    Case(2, {"pipeline": 2}, "documents", 1),
+    Case(2, {"pipeline": 2, "virtual_pipeline": 2, "recompute": "full"}, "autoregressive documents"),
+    Case(2, {"context": 2}, "documents"),
+    Case(2, {"tensor": 2, "sequence": True}, "autoregressive documents"),
+    Case(2, {"engine": "deepspeed", "zero": 3}, "documents"),
+    Case(4, {"pipeline": 4}, "documents", 1),
+    Case(4, {"context": 2, "pipeline": 2}, "autoregressive documents", 1),
+    Case(8, {"tensor": 2, "pipeline": 2, "context": 2}, "documents", 1),
+]
 OPTIONS = [
     Case(1, {"recompute": "full"}),
     Case(1, {"recompute": "selective"}),
@@ -81,7 +93,7 @@ HALF = [
     Case(2, {"engine": "deepspeed", "zero": 1}, precision="bf16"),
     Case(2, {"engine": "deepspeed", "zero": 3}, precision="bf16"),
 ]
-SPECIAL = [*LONG, *EDGE, *OPTIONS, *RING, *COMPILED, *HALF]
+SPECIAL = [*LONG, *EDGE, *DOCUMENTS, *OPTIONS, *RING, *COMPILED, *HALF]
 COVER = pairwise(all_cases((1, 2, 4, 8)))
 
 Results = Callable[[Case], dict[str, Any]]
@@ -103,7 +115,9 @@ def result_of(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.mark.timeout(SECONDS_PER_LAUNCH + 60)
-@pytest.mark.parametrize("case", [*LONG, *EDGE, *OPTIONS, *RING, *COMPILED, *COVER], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*LONG, *EDGE, *DOCUMENTS, *OPTIONS, *RING, *COMPILED, *COVER], ids=lambda case: case.name
+)
 def test_fp32_equals_the_reference(case: Case, result_of: Results) -> None:
     found = distance(case, result_of(case))
     assert found.digests_equal
@@ -115,7 +129,7 @@ def test_fp32_equals_the_reference(case: Case, result_of: Results) -> None:
 
 
 @pytest.mark.timeout(SECONDS_PER_LAUNCH + 60)
-@pytest.mark.parametrize("case", [*LONG, *EDGE, *RING, *COVER], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*LONG, *EDGE, *DOCUMENTS, *RING, *COVER], ids=lambda case: case.name)
 def test_replicas_hold_the_same_bits(case: Case, result_of: Results) -> None:
     """Weights as the model uses them, masters and moments, on every rank that holds them, and no fewer ranks."""
     layout, found = case.config().parallel, result_of(case)["replicas"]

@@ -19,14 +19,15 @@ from pretrain.feed import Feed
 from pretrain.objectives.base import Sample, SampleObjective
 from runtime.errors import UserError
 from tests.support.feeds import samples_of
-from tests.support.tiny import MASK, PAD, CountedTokens, tiny_config
+from tests.support.tiny import MASK, PAD, CountedTokens, DocumentTokens, tiny_config
 
 SEQUENCE, GLOBAL_BATCH, LAYERS = 32, 8, 5  # five layers divide no pipeline evenly
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run: `parallel` holds keys of that section; `data` is masked, autoregressive, or edge (see `EdgeSamples`).
+    """One run: `parallel` holds keys of that section; `data` is masked, autoregressive, edge (see `EdgeSamples`), or,
+    with attention that stays inside documents, documents or autoregressive documents (see `DocumentTokens`).
 
     With `resumed`, a second engine of the same layout loads the middle checkpoint and takes the remaining steps again.
     """
@@ -51,7 +52,7 @@ class Case:
     def config(self) -> RunConfig:
         """The run's configuration. Raises UserError if the layout is refused."""
         config = tiny_config(
-            "autoregressive" if self.data == "autoregressive" else "masked",
+            "autoregressive" if self.data.startswith("autoregressive") else "masked",
             model__layers=LAYERS,
             model__init_std=0.1,  # suits the width: at 0.02 float32 alone drifts from float64 by 4e-5 in 20 steps
             optimizer__lr=0.003,
@@ -60,6 +61,7 @@ class Case:
             train__micro_batch=self.micro_batch,
             train__precision=self.precision,
             train__compile=self.compiled,
+            data__document_mask="documents" in self.data,
             **{f"parallel__{key}": value for key, value in self.parallel.items()},
         )
         config.micro_batches(self.world)
@@ -112,8 +114,9 @@ def objective_of(config: RunConfig, data: str) -> SampleObjective:
 def feed_of(case: Case, data_rank: int = 0, data_size: int = 1, context_rank: int = 0, context_size: int = 1) -> Feed:
     """The case's feed for one rank; by default the whole global batch."""
     config = case.config()
+    tokens = DocumentTokens(SEQUENCE) if config.data.document_mask else CountedTokens(SEQUENCE)
     return Feed(
-        CountedTokens(SEQUENCE),
+        tokens,
         objective_of(config, case.data),
         GLOBAL_BATCH,
         case.micro_batch,

@@ -10,8 +10,8 @@ Public names:
         Names and shapes of all weights of a `pretrain.shape.ModelShape`, in order of depth.
     starting_weights(config, dtype=torch.float64) -> Weights
         What a run of `config` starts from.
-    hidden(weights, shape, ids_BS, causal, lengths_B=None) -> Tensor [B, S, D]
-    logits(weights, shape, ids_BS, causal, lengths_B=None) -> Tensor [B, S, V]
+    hidden(weights, shape, ids_BS, causal, lengths_B=None, documents_BS=None) -> Tensor [B, S, D]
+    logits(weights, shape, ids_BS, causal, lengths_B=None, documents_BS=None) -> Tensor [B, S, V]
     batch_loss(weights, shape, batch, causal) -> scalar Tensor
         Σ weight · cross-entropy (nats) over the counting rows of a `MicroBatch` (masked or autoregressive).
     batch_gradients(weights, shape, batch, causal) -> (scalar Tensor, Weights)
@@ -89,10 +89,15 @@ def starting_weights(config: RunConfig, dtype: torch.dtype = torch.float64) -> W
 
 
 def hidden(
-    weights: Weights, shape: ModelShape, ids_BS: torch.Tensor, causal: bool, lengths_B: torch.Tensor | None = None
+    weights: Weights,
+    shape: ModelShape,
+    ids_BS: torch.Tensor,
+    causal: bool,
+    lengths_B: torch.Tensor | None = None,
+    documents_BS: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Normed activations [B, S, D] before the head."""
-    visible_BSS = _visible(ids_BS, causal, lengths_B)
+    visible_BSS = _visible(ids_BS, causal, lengths_B, documents_BS)
     x_BSD = weights["embedding"][ids_BS]
     for i in range(shape.layers):
         block = {name.removeprefix(f"blocks.{i}."): w for name, w in weights.items() if name.startswith(f"blocks.{i}.")}
@@ -104,16 +109,21 @@ def hidden(
 
 
 def logits(
-    weights: Weights, shape: ModelShape, ids_BS: torch.Tensor, causal: bool, lengths_B: torch.Tensor | None = None
+    weights: Weights,
+    shape: ModelShape,
+    ids_BS: torch.Tensor,
+    causal: bool,
+    lengths_B: torch.Tensor | None = None,
+    documents_BS: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits [B, S, V] of every position."""
-    return hidden(weights, shape, ids_BS, causal, lengths_B) @ weights["head"].T
+    return hidden(weights, shape, ids_BS, causal, lengths_B, documents_BS) @ weights["head"].T
 
 
 def batch_loss(weights: Weights, shape: ModelShape, batch: Any, causal: bool) -> torch.Tensor:
     """Σ weight · cross-entropy in nats over the counting rows; row r is position r // B of sequence r % B."""
     batch_size = batch.inputs_BS.shape[0]
-    logits_BSV = logits(weights, shape, batch.inputs_BS, causal, batch.lengths_B)
+    logits_BSV = logits(weights, shape, batch.inputs_BS, causal, batch.lengths_B, batch.documents_BS)
     log_normalisers_BS = logits_BSV.exp().sum(-1).log()
     position_R, sequence_R = batch.rows_R // batch_size, batch.rows_R % batch_size
     target_logits_R = logits_BSV[sequence_R, position_R, batch.targets_R]
@@ -174,7 +184,9 @@ def _adamw_step(
         weight.sub_(rate * mean / (deviation + settings.epsilon))
 
 
-def _visible(ids_BS: torch.Tensor, causal: bool, lengths_B: torch.Tensor | None) -> torch.Tensor:
+def _visible(
+    ids_BS: torch.Tensor, causal: bool, lengths_B: torch.Tensor | None, documents_BS: torch.Tensor | None
+) -> torch.Tensor:
     """Which key (last dim) each query sees, bool [B, S, S]."""
     batch, length = ids_BS.shape
     index = torch.arange(length)
@@ -183,6 +195,8 @@ def _visible(ids_BS: torch.Tensor, causal: bool, lengths_B: torch.Tensor | None)
         visible_BSS &= index[None, None, :] <= index[None, :, None]
     if lengths_B is not None:
         visible_BSS &= index[None, None, :] < lengths_B[:, None, None]
+    if documents_BS is not None:
+        visible_BSS &= documents_BS[:, None, :] == documents_BS[:, :, None]
     return visible_BSS
 
 

@@ -22,6 +22,22 @@ class CountedTokens:
         return generator.integers(0, 128, self.sequence_length)
 
 
+@dataclass(frozen=True)
+class DocumentTokens:
+    """Counted tokens in documents, each of which ends with BOS: by turns one that ends beyond the window, short ones
+    with one that crosses the middle, two that meet in the middle, and one of a single token.
+    """
+
+    sequence_length: int
+
+    def tokens(self, index: int) -> np.ndarray:
+        middle = self.sequence_length // 2
+        ends = ((), (2, middle - 5, middle + 4), (middle - 1,), (middle - 9, middle - 8, self.sequence_length - 1))
+        tokens = CountedTokens(self.sequence_length).tokens(index)
+        tokens[list(ends[index % len(ends)])] = BOS
+        return tokens
+
+
 def tiny_config(objective: str = "masked", **changes: Any) -> RunConfig:
     """A valid configuration; `changes` are dotted keys with dots written as two underscores."""
     values: dict[str, Any] = {
