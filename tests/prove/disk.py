@@ -1,7 +1,8 @@
 """Lets the disk fail at every call by which a save writes, and writes what came of it into docs/reliability.md.
 
 `python -m tests.prove.disk` fails each call with EIO, with EROFS, and with ENOSPC from there on, on one and two ranks,
-with synchronous and background saves; and fills a real small file system, if it may mount one.
+with synchronous and background saves; and fills a real small file system, if it may mount one. Results are kept in
+`runs/disk`, below a digest of the sources: a stopped proof continues, and results of other code are never taken.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 from tests.prove.page import rewrite
 from tests.support.mounting import mounting_command
+from tests.support.provenance import sources_digest
 
 NAME = "disk"
 SECONDS = 3000
@@ -94,7 +96,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/disk"))
     parser.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
     options = parser.parse_args()
-    rewrite(options.page, NAME, report(prove(options.work.absolute(), options.stride), options.stride))
+    work = options.work.absolute() / sources_digest("tests/prove/disk.py")
+    rewrite(options.page, NAME, report(prove(work, options.stride), options.stride))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Kills runs with SIGKILL at seeded points, resumes them, and writes what came of it into docs/reliability.md.
 
 `python -m tests.prove.kill` takes 50 points, half of them in steps and half inside saves, over one and two ranks and
-synchronous and background saves. Results are kept in `runs/kill`, so that a stopped proof continues where it was.
+synchronous and background saves. Results are kept in `runs/kill`, below a digest of the sources: a stopped proof
+continues where it was, and results of other code are never taken.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 from runtime.files import write_json
 from tests.prove.page import rewrite
 from tests.support.kill_points import EVERY, STEPS, Point, Setting, choose_points, prepare, reference, run_point
+from tests.support.provenance import sources_digest
 
 SETTINGS = [Setting(world, background) for world in (1, 2) for background in (False, True)]
 NAME = "kill"
@@ -77,7 +79,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/kill"))
     parser.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
     options = parser.parse_args()
-    rows = prove(options.points, options.seed, options.work.absolute())
+    work = options.work.absolute() / sources_digest("tests/prove/kill.py")
+    rows = prove(options.points, options.seed, work)
     rewrite(options.page, NAME, report(rows, options.seed))
 
 
