@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from pretrain.config import RunConfig
+from pretrain.tracking.uri import redact
 from runtime.errors import UserError, suggestion
+from runtime.files import write_atomic
 from runtime.settings import parse_yaml, read_yaml
 
 
@@ -30,6 +32,15 @@ def load_recipe(recipe: str, overrides: list[str]) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_recipe` reads back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def write_config(path: Path, config: RunConfig) -> None:
+    """Write the resolved configuration. Nobody else may read it if its tracking URI has a password or token in it.
+
+    Raises OSError.
+    """
+    uri = config.tracking.uri or ""
+    write_atomic(path, dump_config(config), 0o600 if redact(uri) != uri else 0o666)
 
 
 def _find(recipe: str) -> Path:

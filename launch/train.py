@@ -14,7 +14,7 @@ from typing import Any
 from data_pipeline.config import is_remote
 from launch import worker
 from launch.outcome import attempt_failure, record_outcome
-from launch.recipe import dump_config
+from launch.recipe import write_config
 from launch.workers import start_workers
 from pretrain.config import RunConfig
 from pretrain.resume import ResumeChoice, apply_choice, check_continues
@@ -22,7 +22,7 @@ from pretrain.run_directory import RunDirectory
 from runtime.deadline import STARTED
 from runtime.environment import RankInfo, code_version, describe_machine
 from runtime.errors import LacunaError, UserError
-from runtime.files import read_json, remove_temporaries, write_atomic, write_json
+from runtime.files import read_json, remove_temporaries, write_json
 from runtime.lease import Lease, LeaseConfig
 from runtime.signals import StopRequest
 
@@ -73,7 +73,7 @@ def prepare_run(config: RunConfig, directory: RunDirectory, processes: int) -> i
     }
     metadata["attempts"].append(attempt)
     try:
-        write_atomic(directory.config, dump_config(config))
+        write_config(directory.config, config)
         write_json(directory.environment, {**describe_machine(), "code": code_version()})
         write_json(directory.metadata, metadata)
     except OSError as error:

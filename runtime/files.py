@@ -50,15 +50,17 @@ def fsync_file(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+def write_atomic(path: Path, data: bytes | str, mode: int = 0o666) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part. `mode`: its rights,
+    less the umask.
 
     Raises OSError (for instance a full disk) with the old file untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(staging, "wb") as out:
+        staging.unlink(missing_ok=True)  # of a killed process with our number, perhaps with other rights
+        with open(staging, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as out:
             out.write(data.encode() if isinstance(data, str) else data)
             out.flush()
             os.fsync(out.fileno())

@@ -180,14 +180,13 @@ def import_(
 ) -> None:
     """Make the checkpoint of step 0 from LLaDA or LLaMA weights; `lacuna train` then goes on from it."""
     from data_pipeline.dataset import SampleReader
-    from launch.recipe import dump_config, load_recipe
+    from launch.recipe import load_recipe, write_config
     from launch.train import leased, resolve_paths
     from parallel.checkpoint.catalogue import newest_checkpoint
     from parallel.checkpoint.store import step_directory
     from pretrain.interop.importer import prepare_import
     from pretrain.run_directory import RunDirectory
     from pretrain.session import build_objective, run_identity
-    from runtime.files import write_atomic
 
     config = resolve_paths(load_recipe(recipe, overrides or []))
     target = RunDirectory(run)
@@ -201,7 +200,7 @@ def import_(
     if not dry_run:
         with leased(target, config.lease):
             plan.write(final, run_identity(config, reader.digest_before(0)), show_progress=not json)
-            write_atomic(target.config, dump_config(config))
+            write_config(target.config, config)
     summary = {"path": str(final), **plan.summary(), "dry_run": dry_run}
     if json:
         print_json(summary)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.recipe import dump_config
+from launch.recipe import write_config
 from launch.slurm.bad_nodes import bad_nodes, bad_nodes_file
 from launch.slurm.client import NoAnswer, Refused, have_slurm, queued, submit_script, test_script
 from launch.slurm.cluster import ClusterConfig
@@ -166,7 +166,7 @@ def _write(prepared: Prepared, directory: RunDirectory, name: str) -> Submission
     )
     try:
         (directory.root / "logs").mkdir(parents=True, exist_ok=True)
-        write_atomic(directory.config, dump_config(config))
+        write_config(directory.config, config)
         write_json(directory.environment, {**describe_machine(), "code": code_version()})
         if not directory.metadata.exists():
             write_json(directory.metadata, {"name": config.name, "attempts": []})

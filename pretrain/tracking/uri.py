@@ -8,20 +8,21 @@ from urllib.parse import urlsplit
 
 from runtime.errors import UserError
 
-_USER = re.compile(r"//\S*@")
+_USER = re.compile(r"//.*@", re.DOTALL)
 _SECRET = "token|key|secret|pass|pwd|auth|sig|cred"  # noqa: S105 - words in the names of query parameters
-_SECRET_PARAMETER = re.compile(rf"([?&;][^=&#\s]*(?:{_SECRET})[^=&#\s]*=)[^&#\s]*", re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(rf"([?&;][^=&]*(?:{_SECRET})[^=&]*=)[^&]*", re.IGNORECASE)
+_FILE = re.compile(r"sqlite(\+\w+)?:///")
 _DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
 
 
 def redact(uri: str) -> str:
     """`uri` (or a text with one inside) fit for logs: user, password and secret query values become `***`.
 
-    Rather too much than too little: a password may hold an unquoted `/`, `?` or `@`, so all between `//` and
-    the last `@` goes. Paths of sqlite files hold no user and stay.
+    Rather too much than too little: a password may hold an unquoted `/`, `?`, `@` or space, so all between `//` and
+    the last `@` goes, and all of a secret value up to the next `&`. Paths of sqlite files hold no user and stay.
     """
-    shown = uri if uri.startswith("sqlite") else _USER.sub("//***@", uri)
-    return _SECRET_PARAMETER.sub(r"\1***", shown)
+    shown = _SECRET_PARAMETER.sub(r"\1***", uri)  # first: such a value may hold an `@`
+    return shown if _FILE.match(uri) else _USER.sub("//***@", shown)
 
 
 def artifact_folder(uri: str, run_directory: Path) -> Path | None:
@@ -49,9 +50,8 @@ def check_reachable(uri: str, seconds: float) -> None:
     try:
         parts = urlsplit(uri)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        shown, reason = redact(uri), redact(str(error))
-        raise UserError(f"tracking.uri {shown} is no URI ({reason}): write http://HOST:PORT") from None
+    except ValueError:  # its words may be a part of an unquoted password
+        raise UserError(f"tracking.uri {redact(uri)} is no URI: write http://HOST:PORT, a password as %XX") from None
     if not uri.strip():
         raise UserError("tracking.uri is empty: write http://HOST:PORT or sqlite:///FILE")
     if parts.scheme not in ("http", "https"):
@@ -63,6 +63,8 @@ def check_reachable(uri: str, seconds: float) -> None:
     port = port or (80 if parts.scheme == "http" else 443)
     try:
         socket.create_connection((host, port), timeout=seconds).close()
+    except UnicodeError:
+        raise UserError(unreachable(uri, "that is no host name")) from None
     except OSError as error:
         raise UserError(unreachable(uri, error.strerror or str(error))) from None
 

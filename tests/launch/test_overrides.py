@@ -1,13 +1,14 @@
 """Recipes: one level of base, kinds that bring their own keys, and overrides that cannot smuggle anything in."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from launch.recipe import dump_config, load_recipe
+from launch.recipe import dump_config, load_recipe, write_config
 from runtime.errors import UserError
 
 
@@ -118,6 +119,22 @@ def test_quoted_strings_arrive_and_come_back_as_they_are(text: str, tmp_path: Pa
     assert config.data.path == text
     (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     assert load_recipe(str(tmp_path / "config.yaml"), []) == config
+
+
+@pytest.mark.parametrize(
+    ("uri", "others"),
+    [("http://me:pa ss@host", 0), ("http://host/?token=x", 0), ("http://host:5000", 0o044), ("sqlite:////me@x", 0o044)],
+)
+def test_a_configuration_with_a_secret_is_for_its_owner_only(uri: str, others: int, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    before = os.umask(0o022)
+    try:
+        for _ in range(2):  # also over an older file that all could read
+            write_config(path, load_recipe("demo", [f"tracking.uri={json.dumps(uri)}"]))
+            assert path.stat().st_mode & 0o077 == others
+            path.chmod(0o644)
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pretrain.tracking.describe import entity_key, flatten, run_name
 from pretrain.tracking.mlflow import ForwardReport, forward
 from pretrain.tracking.spool import Spool
-from pretrain.tracking.uri import artifact_folder, redact
-from runtime.errors import UserError
+from pretrain.tracking.uri import artifact_folder, check_reachable, redact, unreachable
+from runtime.errors import UserError, one_line
 
 # MLflow's own store uses a loader strategy that SQLAlchemy 2.1 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -252,6 +254,7 @@ def test_a_dead_server_fails_soon_in_one_line_without_secrets_and_loses_nothing(
         ("", "tracking.uri is empty"),
         ("http://", "names no host"),
         ("http://host:port", "is no URI"),
+        ("http://.x", "is no host name"),
         ("sqlite://", "in memory"),
         ("sqlite:////proc/none/x.db", "tracking server sqlite:////proc/none/x.db failed"),
         ("gopher://x", "tracking server gopher://x failed"),
@@ -311,10 +314,39 @@ def test_a_run_without_metrics_or_files_is_there_and_may_move(store: Any, run_di
         ("postgresql://u:p/w?@#x@host/db", "postgresql://***@host/db"),
         ("http://h/?api_token=abc&b=1&PASSWORD=x", "http://h/?api_token=***&b=1&PASSWORD=***"),
         ("sqlite:////home/me@corp/x.db", "sqlite:////home/me@corp/x.db"),
+        ("http://me:pa ss@h", "http://***@h"),
+        ("sqlite+pysqlcipher://:pw@/x.db", "sqlite+pysqlcipher://***@/x.db"),
     ],
 )
 def test_redacted_uris(uri: str, shown: str) -> None:
     assert redact(uri) == shown
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise ConnectionRefusedError(111, "Connection refused")
+
+
+@given(before=st.text(), after=st.text(), host=st.sampled_from(["127.0.0.1:1", "h:x", ""]))
+@settings(max_examples=300, deadline=None)
+def test_no_password_is_ever_shown(before: str, after: str, host: str) -> None:
+    """Whatever characters it has, in the URI alone, amid a text, and in what is said of a server that fails."""
+    for uri in (f"http://me:{before}s3cr3t{after}@{host}/x", f"https://{before}s3cr3t{after}@{host}"):
+        assert "s3cr3t" not in redact(uri)
+        assert "s3cr3t" not in redact(one_line(Exception(f"GET {uri} failed (at {host})")))
+        assert "s3cr3t" not in unreachable(uri, "refused")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket, "create_connection", _refuse)
+            patch.setattr("urllib.request.getproxies", dict)
+            with pytest.raises(UserError) as caught:
+                check_reachable(uri, 0.1)
+        assert "s3cr3t" not in str(caught.value)
+
+
+@given(before=st.text(), after=st.text().filter(lambda text: "&" not in text))
+@settings(max_examples=200, deadline=None)
+def test_no_secret_of_a_query_is_ever_shown(before: str, after: str) -> None:
+    before = before.replace("&", "")
+    assert "s3cr3t" not in redact(f"http://host/x?a=1&api_token={before}s3cr3t{after}&b=2")
 
 
 def test_where_artifacts_go() -> None:
