@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parallel.checkpoint.background import BackgroundSaver, SaveResult
-from parallel.checkpoint.catalogue import Retention
+from parallel.checkpoint.catalogue import Retention, move_aside
 from parallel.checkpoint.foreground import save_and_retire
-from parallel.checkpoint.store import Progress, SaveError
+from parallel.checkpoint.store import Progress, SaveError, on_all_ranks, step_directory
 from parallel.engines.base import Engine
 from pretrain.config import CheckpointConfig
 from pretrain.guards import Guard
@@ -22,7 +22,8 @@ class Saves:
     """Saves one attempt's checkpoints on one rank; every rank makes the same calls, at the same steps.
 
     `describe` says how far the run is after a step. A save that fails is told and counted; `max_failures` in a row
-    end the run. `saved` is the newest step with a published checkpoint, at first the one that the attempt began from.
+    end the run. `saved` is the newest step whose checkpoint was published and verified, at first the one that the
+    attempt began from.
     `stalled_seconds`: how long saves have kept this rank from training. `note_save` hears how many seconds a last save
     may take, steps between left out. All calls raise LeaseLost if the run is no longer this attempt's.
     """
@@ -46,6 +47,7 @@ class Saves:
         self._news: dict[str, float] = {}
         self.stalled_seconds = 0.0
         self.saved = saved
+        self._doubtful: int | None = None  # a step whose checkpoint was published and could not be verified
 
     def make_way(self) -> None:
         """Wait for a save that is under way. Raises SaveError.
@@ -86,13 +88,28 @@ class Saves:
                 self._note(self._background.finish())
 
     def conclude(self, step: int, guard: Guard) -> None:
-        """See to it that the state after `step`, the run's last, is saved. Raises SaveError if it cannot be."""
+        """See to it that the state after `step`, the run's last, is saved and verified. Raises SaveError if not.
+
+        A checkpoint of this step that could not be verified is set aside, and the state is saved again.
+        """
         with self._stall():
             self.finish()
             self._failures_allowed = 0
             if step > self.saved:
+                if step == self._doubtful:
+                    self._set_aside(step)
                 self.begin(step, guard)
                 self.finish()
+
+    def _set_aside(self, step: int) -> None:
+        path, mesh = step_directory(self._root, step), self._engine.mesh
+
+        def move() -> None:
+            self._fence.check()
+            shelf = move_aside(self._root, [path])
+            log.warning("checkpoint of step %d could not be verified: moved to %s, saving again", step, shelf)
+
+        on_all_ranks(mesh, f"set {path} aside", move if mesh.rank == 0 else None)
 
     def metrics(self) -> dict[str, float]:
         """What is new since the last call, for a line of metrics."""
@@ -116,8 +133,10 @@ class Saves:
     def _note(self, result: SaveResult | None) -> None:
         if result is None:
             return
-        if result.published:
+        if result.verified:
             self.saved = result.step
+        elif result.published:
+            self._doubtful = result.step
         if not result.failure:
             self._failures_in_a_row = 0
             # before a background save, the one that is under way must end

@@ -57,7 +57,8 @@ class BackgroundSaver:
         self._job: Future[Any] | None = None
         self._cancelled = Event()
         self._seconds = 0.0  # that the save has taken, steps between left out
-        self._step, self._failure, self._published, self._cleaning = 0, "", False, False
+        self._step, self._failure, self._cleaning = 0, "", False
+        self._published = self._verified = False
 
     @property
     def busy(self) -> bool:
@@ -69,7 +70,8 @@ class BackgroundSaver:
         assert not self.busy, "the save before must be finished"
         start = time.perf_counter()
         self._cancelled.clear()
-        self._step, self._failure, self._published, self._cleaning = progress.step, "", False, False
+        self._step, self._failure, self._cleaning = progress.step, "", False
+        self._published = self._verified = False
         self._phases = self._save(self._copy.take(), progress)
         self._seconds = time.perf_counter() - start
         self._submit(next(self._phases))
@@ -94,7 +96,7 @@ class BackgroundSaver:
             if lost := [reason for reason in reasons if isinstance(reason, LeaseLost)]:
                 raise lost[0]
             self._failure = next(filter(None, reasons))
-            news = SaveResult(self._step, self._published, self._failure)
+            news = SaveResult(self._step, self._published, self._failure, verified=self._verified)
         if done == self._mesh.world:
             ended = self._next_phase()
             news = news or (ended if ended and not ended.failure else None)
@@ -139,13 +141,14 @@ class BackgroundSaver:
             yield (f"publish {final}", publish) if first else _NOTHING
             self._published = True
             yield f"verify {final}", lambda: verify_share(final, mesh.rank, mesh.world)
+            self._verified = True
             yield ("remove old checkpoints", retire) if first else _NOTHING
         except SaveError:
             yield ("", lambda: remove_tree(staging)) if first else _NOTHING
-            return SaveResult(progress.step, self._published, self._failure)
+            return SaveResult(progress.step, self._published, self._failure, verified=self._verified)
         size = sum(shard.file.bytes for shard, _ in reports)
         rate = size / max(seconds for _, seconds in reports)
-        return SaveResult(progress.step, True, "", size, rate, self._seconds)
+        return SaveResult(progress.step, True, "", size, rate, self._seconds, verified=True)
 
     def _submit(self, job: Job) -> None:
         self._what, work = job

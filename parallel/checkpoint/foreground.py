@@ -37,10 +37,12 @@ def save_and_retire(
         fence.check()
         remove_checkpoints(retention.surplus(root))
 
+    verified = False
     try:
         manifest = on_all_ranks(mesh, f"verify {final}", lambda: verify_share(final, mesh.rank, mesh.world))[mesh.rank]
+        verified = True
         on_all_ranks(mesh, "remove old checkpoints", retire if mesh.rank == 0 else None)
     except SaveError as error:
-        return SaveResult(step, True, not_verified(step, str(error)))
+        return SaveResult(step, True, not_verified(step, str(error)), verified=verified)
     size = sum(file.bytes for file in manifest.files.values())
-    return SaveResult(step, True, "", size, size / seconds, time.perf_counter() - start)
+    return SaveResult(step, True, "", size, size / seconds, time.perf_counter() - start, verified=True)

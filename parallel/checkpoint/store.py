@@ -57,7 +57,8 @@ class Progress:
 class SaveResult:
     """How a save ended: `bytes` were published at `rate` bytes per second, or why it failed; it took `seconds`.
 
-    A save may have been published and yet have failed, if what was published could not be verified.
+    A save may have been published and yet have failed: what was published could not be verified, or it was `verified`
+    and older ones could not be removed.
     """
 
     step: int
@@ -66,6 +67,7 @@ class SaveResult:
     bytes: int = 0
     rate: float = 0.0
     seconds: float = 0.0
+    verified: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from parallel.checkpoint import background, foreground
+from parallel.checkpoint.catalogue import list_checkpoints
 from parallel.checkpoint.store import LATEST, Progress, SaveError
 from parallel.mesh import Mesh
 from pretrain.build import build_engine
@@ -117,6 +119,84 @@ def test_a_diverging_run_waits_too_and_names_what_is_saved(mesh: Mesh, tmp_path:
     finally:
         saves.close()
     assert "step-00000002" in names(tmp_path)
+
+
+class RottenDisk:
+    """Flips a bit of a shard as soon as the checkpoint of one of `steps` is published, `times` times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: set[int], times: int = 1) -> None:
+        self.left, real = times, os.rename
+
+        def rename(source: Any, target: Any) -> None:
+            real(source, target)
+            path = Path(target)
+            if self.left and path.name in {f"step-{step:08d}" for step in steps} and ".staging" in str(source):
+                self.left -= 1
+                shard = path / "shard-00000.safetensors"
+                content = bytearray(shard.read_bytes())
+                content[-1] ^= 1
+                shard.write_bytes(content)
+
+        monkeypatch.setattr(os, "rename", rename)
+
+
+@BACKGROUND
+def test_a_checkpoint_that_is_not_verified_is_not_the_last_good_one(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    RottenDisk(monkeypatch, {4})
+    engine, guard = build_engine(tiny_config(), mesh), Guard(GuardConfig())
+    saves = Saves(saving(**{"async": in_background}), tmp_path, engine, describe, saved=0)
+    try:
+        for step, good in ((2, 2), (4, 2), (6, 6)):
+            saves.begin(step, guard)
+            saves.finish()
+            assert saves.saved == good
+            assert saves.metrics().get("checkpoint/failures") == (1 if step == 4 else None)
+    finally:
+        saves.close()
+    assert [entry.step for entry in list_checkpoints(tmp_path) if not entry.valid] == [4]
+
+
+@BACKGROUND
+def test_the_last_checkpoint_is_saved_again_if_it_is_not_verified(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    """A stop after a step whose checkpoint was damaged: the damaged one is kept aside."""
+    RottenDisk(monkeypatch, {4})
+    run(mesh, tmp_path, 50, saving(every=2, **{"async": in_background}), stop_after=4)
+    assert [(entry.step, entry.valid) for entry in list_checkpoints(tmp_path)] == [(2, True), (4, True)]
+    assert names(tmp_path) == [LATEST, "set-aside-0", "step-00000002", "step-00000004"]
+    assert [entry.valid for entry in list_checkpoints(tmp_path / "set-aside-0")] == [False]
+
+
+@BACKGROUND
+def test_a_last_checkpoint_that_is_never_verified_ends_the_run_with_an_error(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    RottenDisk(monkeypatch, {4}, times=2)
+    with pytest.raises(SaveError, match="checkpoint of step 4 is published, but rank 0 could not verify"):
+        run(mesh, tmp_path, 50, saving(every=2, **{"async": in_background}), stop_after=4)
+
+
+@BACKGROUND
+def test_a_checkpoint_whose_elders_stay_is_good(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    def refuse(paths: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for module in (background, foreground):
+        monkeypatch.setattr(module, "remove_checkpoints", refuse)
+    engine, guard = build_engine(tiny_config(), mesh), Guard(GuardConfig())
+    saves = Saves(saving(**{"async": in_background}), tmp_path, engine, describe, saved=0)
+    try:
+        saves.begin(2, guard)
+        saves.finish()
+    finally:
+        saves.close()
+    assert saves.saved == 2
+    assert saves.metrics()["checkpoint/failures"] == 1
 
 
 @BACKGROUND

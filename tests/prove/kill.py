@@ -16,7 +16,17 @@ from typing import Any
 
 from runtime.files import write_json
 from tests.prove.page import rewrite
-from tests.support.kill_points import EVERY, STEPS, Point, Setting, choose_points, prepare, reference, run_point
+from tests.support.kill_points import (
+    EVERY,
+    STEPS,
+    Point,
+    Setting,
+    choose_points,
+    most_lost,
+    prepare,
+    reference,
+    run_point,
+)
 from tests.support.provenance import sources_digest
 
 SETTINGS = [Setting(world, background) for world in (1, 2) for background in (False, True)]
@@ -64,10 +74,17 @@ def report(rows: Sequence[tuple[Point, dict[str, Any]]], seed: int) -> str:
         where = "in a step" if place == "step" else f"in a save: {place}"
         lines.append(f"| {where} | {' | '.join(counts)} | {victims} |")
     lines.append("")
-    for background, words in ((False, "synchronous"), (True, "background")):
+    bounds = {
+        False: ("synchronous saves", "bound: one interval"),
+        True: ("background saves", "bound: less than two intervals, not one; a deviation, see above"),
+    }
+    for background, (words, bound) in bounds.items():
         lost = [result["lost"] for point, result in rows if point.setting.background == background]
         if lost:
-            lines.append(f"Steps lost with {words} saves: {max(lost)} at most, {sum(lost) / len(lost):.1f} on average.")
+            lines.append(
+                f"- Steps lost with {words}: {max(lost)} at most, {sum(lost) / len(lost):.1f} on average "
+                f"({bound}; here {most_lost(background)})"
+            )
     return "\n".join(lines)
 
 

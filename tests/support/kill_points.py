@@ -204,8 +204,7 @@ def run_point(work: Path, point: Point, found: Reference) -> dict[str, Any]:
     assert lines == found.lines, f"{point}: metrics differ at {[s for s in lines if lines[s] != found.lines.get(s)]}"
     assert final_manifest(run) == found.manifest, f"{point}: weights or moments differ"
     lost = killed_at - resumed_from
-    # a background save ends before the step that the next one is of
-    assert lost <= (2 * EVERY - 1 if point.setting.background else EVERY), f"{point}: {lost} steps were lost"
+    assert lost <= most_lost(point.setting.background), f"{point}: {lost} steps were lost"
     nothing_left(run, shared)
     kept = {"LATEST", *(f"step-{step:08d}" for step in (STEPS - EVERY, STEPS))}
     if resumed_from == STEPS:  # killed after the last save: there is no next one to remove an old checkpoint
@@ -214,6 +213,11 @@ def run_point(work: Path, point: Point, found: Reference) -> dict[str, Any]:
     assert left <= kept, f"{point} left {left - kept}"
     assert [name for name in os.listdir(run) if name.startswith(".")] == []
     return {"killed_at": killed_at, "resumed_from": resumed_from, "lost": lost}
+
+
+def most_lost(background: bool) -> int:
+    """Steps that a kill may cost: a background save ends before the step that the next one is of."""
+    return 2 * EVERY - 1 if background else EVERY
 
 
 def nothing_left(run: Path, shared: set[str]) -> None:
