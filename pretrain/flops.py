@@ -100,15 +100,23 @@ def training_flops_per_token(
 
 
 def hardware_flops_per_token(
-    shape: ModelShape, sequence_length: int, causal: bool, head_rows: float = 1.0, recompute: Recompute = "none"
+    shape: ModelShape,
+    sequence_length: int,
+    causal: bool,
+    head_rows: float = 1.0,
+    recompute: Recompute = "none",
+    attended: float | None = None,
 ) -> FlopCount:
     """What a training step computes per token, recomputation included (as in HFU).
 
+    `attended`: positions that the kernels compute for a token, if they are others than the model needs (see
+    `pretrain.hardware_flops`).
     A fused attention kernel computes QKᵀ again in its backward pass (FlashAttention, arXiv 2205.14135, algorithm 4):
     half a forward pass of attention, always. `selective` runs attention forward once more; `full` each layer, except
     the last product of SwiGLU: nothing in the backward pass needs its output, and torch stops there.
     """
-    model = training_flops_per_token(shape, sequence_length, causal, head_rows)
+    needed = attended_positions(sequence_length, causal)
+    model = forward_flops(shape, needed if attended is None else attended, head_rows).times(3.0)
     attention = model.attention / 3
     again = attention / 2
     if recompute == "selective":

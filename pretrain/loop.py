@@ -16,8 +16,9 @@ from pretrain.agreement import Agreement
 from pretrain.config import RunConfig
 from pretrain.device import peak_flops, peak_memory
 from pretrain.feed import Feed, StepBatch
-from pretrain.flops import hardware_flops_per_token, training_flops_per_token
+from pretrain.flops import training_flops_per_token
 from pretrain.guards import Guard
+from pretrain.hardware_flops import hardware_flops
 from pretrain.health.health import Health
 from pretrain.quarantine import Quarantine
 from pretrain.saves import Saves
@@ -141,7 +142,7 @@ class _Clock:
         objective = config.objective
         work = (config.model, config.train.sequence_length, objective.causal, objective.head_rows)
         self._flops_per_token = training_flops_per_token(*work).total
-        self._hardware_flops_per_token = hardware_flops_per_token(*work, config.parallel.recompute).total
+        self._hardware_flops_per_token = hardware_flops(config).total
         peak = torch.tensor([peak_flops(mesh.device, config.train.precision)], dtype=torch.float64)
         self._peak = mesh.sum_all(peak).item()
         self._device = mesh.device

@@ -7,10 +7,12 @@ from typing import Any
 from pretrain.config import RunConfig
 from pretrain.flop_conventions import CONVENTIONS, Training
 from pretrain.flops import training_flops_per_token
+from pretrain.hardware_flops import hardware_flops
 from pretrain.planning.estimate import Device
 from runtime.errors import UserError
 
 _SMALLEST_PRINTED = 50_000_000  # below it, hundredths of a billion say nothing
+_HARDWARE = "all that a step of this recipe computes: hidden pairs of attention and recomputation too; HFU uses it"
 _CHECKPOINT_BYTES = 12  # float32 weight and two moments
 
 
@@ -26,12 +28,13 @@ def flops(config: RunConfig) -> dict[str, Any]:
     small = run.shape.parameters().non_embedding_matrices < _SMALLEST_PRINTED
     rules = {name: rule for name, rule in CONVENTIONS.items() if not (small and name == "6nd_printed")}
     per_token = {name: rule.per_token(run) for name, rule in rules.items()}
+    per_token["hardware"] = hardware_flops(config).total
     exact = training_flops_per_token(run.shape, run.sequence_length, run.causal)
     return {
         **{f"per_token_{name}": value for name, value in per_token.items()},
         **{f"total_{name}": value * tokens for name, value in per_token.items()},
         "components": {"projections": exact.projections, "attention": exact.attention, "head": exact.head},
-        "conventions": {name: rule.counts for name, rule in rules.items()},
+        "conventions": {**{name: rule.counts for name, rule in rules.items()}, "hardware": _HARDWARE},
     }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from inference.autoregressive_sampler import sample_autoregressive
 from inference.likelihood import autoregressive_nll, masked_bound
 from inference.sampler import SamplerConfig, sample
+from parallel.layout import chunk_rows
 from pretrain.feed import Feed
 from pretrain.flops import (
     FlopCount,
@@ -35,12 +37,15 @@ from pretrain.flops import (
 )
 from pretrain.model import Transformer
 from pretrain.objectives.autoregressive import AutoregressiveSamples
+from pretrain.objectives.base import SampleObjective
+from pretrain.objectives.documents import DocumentSamples
 from pretrain.objectives.masked import MaskedSamples
 from pretrain.objectives.noise import NoiseSource
 from pretrain.shape import ModelShape
 from tests.support.models import local_model
 from tests.support.tiny import BOS, MASK, PAD, CountedTokens, tiny_config
 
+EOS = 127
 aten = torch.ops.aten
 CPU_KERNELS: dict[Any, Callable[..., int]] = {  # the counter knows the CUDA kernels only
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
@@ -74,23 +79,42 @@ def random_shape(seed: int) -> dict[str, int]:
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
+class ShortDocuments(CountedTokens):
+    """Documents of four tokens, the last of them EOS, and what is left of the window."""
+
+    def tokens(self, index: int) -> np.ndarray:
+        tokens = super().tokens(index)
+        tokens[3::4] = EOS
+        return tokens
+
+
+@pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("seed", range(24))
-def test_hardware_flops_of_a_real_training_pass(seed: int) -> None:
+def test_hardware_flops_of_a_real_training_pass(seed: int, documents: bool) -> None:
     kind, recompute = ("masked", "autoregressive")[seed % 2], RECOMPUTE[seed % 3]
     length, batch = 5 + 3 * seed, 1 + seed % 3
     masked = {"objective__random_length": 0.0} if kind == "masked" else {}
-    chunk = {"train__head_chunk": 1}  # none is filled up
-    config = tiny_config(kind, model=random_shape(seed), train__sequence_length=length, **masked, **chunk)
+    most = (1, 7)[seed // 6 % 2]  # rows of the head at a time
+    config = tiny_config(
+        kind, model=random_shape(seed), train__sequence_length=length, train__head_chunk=most,
+        data__document_mask=documents, **masked,
+    )  # fmt: skip
     noise = NoiseSource(seed, length, batch, 1e-3, 0.0, stratified=True)
-    objective = MaskedSamples(noise, MASK, PAD) if kind == "masked" else AutoregressiveSamples(BOS)
-    (micro_batch,) = Feed(CountedTokens(length), objective, batch, batch, 0, 1).step(0).micro_batches
+    objective: SampleObjective = MaskedSamples(noise, MASK, PAD) if kind == "masked" else AutoregressiveSamples(BOS)
+    if documents:
+        objective = DocumentSamples(objective, EOS, BOS if kind == "autoregressive" else None)
+    (micro_batch,) = Feed(ShortDocuments(length), objective, batch, batch, 0, 1).step(0).micro_batches
+    assert (micro_batch.documents_BS is not None) == documents
     model = local_model(config, recompute=recompute).train()
     with counted() as total:
         model(micro_batch)[0].backward()
-    rows = len(micro_batch.rows_R) / (batch * length)
-    expected = hardware_flops_per_token(config.model, length, causal=False, head_rows=rows, recompute=recompute)
-    assert total() == pytest.approx(expected.total * batch * length, rel=1e-12)
-    useful = training_flops_per_token(config.model, length, causal=False, head_rows=rows)
+    positions, rows, chunk = batch * length, len(micro_batch.rows_R), chunk_rows(most, batch * length)
+    filled_up = -(-rows // chunk) * chunk - rows
+    work = (config.model, length, False, rows / positions)
+    expected = hardware_flops_per_token(*work, recompute=recompute)
+    filling = 3 * forward_flops(config.model, 0, 1.0).head * filled_up
+    assert total() == pytest.approx(expected.total * positions + filling, rel=1e-12)
+    useful = training_flops_per_token(*work)
     assert expected.total - expected.recompute == pytest.approx(useful.total, rel=1e-12)
 
 
