@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.compare import Distance, distance, float32_drift, reference
-from tests.support.grid import Case, all_cases, pairwise, run_cases
+from tests.support.grid import Case, all_cases, conceivable_pairs, covered_pairs, pairwise, run_cases, why_apart
 
 # fp32 against float64: measured at most 1.5e-7, 1.3e-6, 1.6e-6 and 2.5e-3 (docs/parallelism.md)
 FP32 = Distance(True, loss=1e-5, grad_norm=1e-5, gradient=1e-5, weight=1e-2)
@@ -94,7 +95,7 @@ HALF = [
     Case(2, {"engine": "deepspeed", "zero": 3}, precision="bf16"),
 ]
 SPECIAL = [*LONG, *EDGE, *DOCUMENTS, *OPTIONS, *RING, *COMPILED, *HALF]
-COVER = pairwise(all_cases((1, 2, 4, 8)))
+COVER = pairwise(all_cases())
 
 Results = Callable[[Case], dict[str, Any]]
 
@@ -105,6 +106,8 @@ def result_of(tmp_path_factory: pytest.TempPathFactory) -> Results:
     launched: dict[int, dict[str, dict[str, Any]]] = {}
 
     def result(case: Case) -> dict[str, Any]:
+        if torch.cuda.is_available() and torch.cuda.device_count() < case.world:
+            pytest.skip(f"needs {case.world} GPUs, {torch.cuda.device_count()} are here")
         if case.world not in launched:
             cases = [other for other in (*SPECIAL, *COVER, *RESUMED) if other.world == case.world]
             found = run_cases(cases, tmp_path_factory.mktemp(f"grid-{case.world}"), SECONDS_PER_LAUNCH)
@@ -123,7 +126,7 @@ def test_fp32_equals_the_reference(case: Case, result_of: Results) -> None:
     assert found.digests_equal
     assert found.loss <= FP32.loss
     # on edge data float32 itself is 2e-5 away after an update; elsewhere 1e-5 is the bound
-    assert found.grad_norm <= max(FP32.grad_norm, 3 * float32_drift(case.data, case.steps))
+    assert found.grad_norm <= max(FP32.grad_norm, 3 * float32_drift(case.data, case.steps, case.layers))
     assert found.gradient <= FP32.gradient
     assert found.weight <= FP32.weight
 
@@ -164,6 +167,14 @@ def test_bf16_stays_within_its_rounding(case: Case, result_of: Results) -> None:
     assert found.digests_equal
     assert found.loss <= 2e-2
     assert found.grad_norm <= 5e-2
+
+
+def test_every_pair_of_options_is_run_or_cannot_be() -> None:
+    """The pairs that no layout of the cover has are those that arithmetic forbids, and no others."""
+    run = covered_pairs(COVER)
+    apart = {pair: why_apart(*pair) for pair in conceivable_pairs()}
+    assert run == {pair for pair, reason in apart.items() if reason is None}
+    assert (("pipeline", 4), ("virtual_pipeline", 2)) in run
 
 
 def test_the_reference_clips_and_has_random_lengths() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from parallel.checkpoint.manifest import CheckpointManifest
 from parallel.checkpoint.reader import BlockReader
-from tests.support.grid import Case, feed_of
+from tests.support.grid import LAYERS, Case, feed_of
 from tests.support.reference_model import ReferenceRun, reference_losses
 
 
@@ -31,9 +31,9 @@ class Distance:
 
 
 @cache
-def reference(data: str, steps: int) -> tuple[ReferenceRun, tuple[str, ...]]:
+def reference(data: str, steps: int, layers: int = LAYERS) -> tuple[ReferenceRun, tuple[str, ...]]:
     """The reference run of the grid's data, and its batch digests."""
-    case = Case(1, {}, data, micro_batch=8, steps=steps)
+    case = Case(1, {}, data, micro_batch=8, steps=steps, layers=layers)
     feed = feed_of(case)
     digests = []
     for step in range(steps):
@@ -43,21 +43,21 @@ def reference(data: str, steps: int) -> tuple[ReferenceRun, tuple[str, ...]]:
 
 
 @cache
-def float32_drift(data: str, steps: int) -> float:
+def float32_drift(data: str, steps: int, layers: int = LAYERS) -> float:
     """How far the plain reference itself drifts from float64 in float32: largest relative gradient-norm difference.
 
     Adam divides by the root of tiny second moments, so that rounding grows where gradients are nearly zero. No
     layout can be nearer to float64 than float32 arithmetic is.
     """
-    exact, _ = reference(data, steps)
-    case = Case(1, {}, data, micro_batch=8, steps=steps)
+    exact, _ = reference(data, steps, layers)
+    case = Case(1, {}, data, micro_batch=8, steps=steps, layers=layers)
     rounded = reference_losses(case.config(), feed_of(case), steps, dtype=torch.float32)
     return max(abs(a - b) / b for a, b in zip(rounded.grad_norms, exact.grad_norms, strict=True))
 
 
 def distance(case: Case, result: dict[str, Any]) -> Distance:
     """Compare a case's result and checkpoints with the reference."""
-    run, digests = reference(case.data, case.steps)
+    run, digests = reference(case.data, case.steps, case.layers)
     config = case.config()
     beta = config.optimizer.betas[0]
     shrink = min(1.0, config.optimizer.clip / (run.grad_norms[0] + 1e-6))

@@ -22,6 +22,22 @@ from tests.support.feeds import samples_of
 from tests.support.tiny import MASK, PAD, CountedTokens, DocumentTokens, tiny_config
 
 SEQUENCE, GLOBAL_BATCH, LAYERS = 32, 8, 5  # five layers divide no pipeline evenly
+DEEP = 9  # for more chunks than layers; nine divide no pipeline evenly either
+AXES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "megatron": {
+        "tensor": (1, 2, 4),
+        "sequence": (False, True),
+        "pipeline": (1, 2, 4),
+        "virtual_pipeline": (1, 2),
+        "context": (1, 2),
+        "zero": (0, 1),
+        "overlap": (False, True),
+    },
+    "deepspeed": {"zero": (1, 2, 3), "tensor": (1, 2)},
+}
+WORLDS, DATA, MICRO_BATCHES = (1, 2, 4, 8), ("masked", "autoregressive"), (1, 2)
+
+Option = tuple[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,11 +56,13 @@ class Case:
     steps: int = 5
     resumed: bool = False
     compiled: bool = False
+    layers: int = LAYERS
 
     @property
     def name(self) -> str:
         """Layout, data and micro-batch in words."""
         switches = ["overlap"] * bool(self.parallel.get("overlap")) + ["compiled"] * self.compiled
+        switches += [f"{self.layers} layers"] * (self.layers != LAYERS)
         switches += [f"{k}={self.parallel[k]}" for k in ("recompute", "offload") if k in self.parallel]
         layout = self.config().parallel.describe(self.world)
         return " ".join([layout, *switches, self.data, f"mb{self.micro_batch}", self.precision])
@@ -53,7 +71,7 @@ class Case:
         """The run's configuration. Raises UserError if the layout is refused."""
         config = tiny_config(
             "autoregressive" if self.data.startswith("autoregressive") else "masked",
-            model__layers=LAYERS,
+            model__layers=self.layers,
             model__init_std=0.1,  # suits the width: at 0.02 float32 alone drifts from float64 by 4e-5 in 20 steps
             optimizer__lr=0.003,
             train__sequence_length=SEQUENCE,
@@ -127,22 +145,20 @@ def feed_of(case: Case, data_rank: int = 0, data_size: int = 1, context_rank: in
     )
 
 
-def all_cases(worlds: Sequence[int] = (1, 2, 4, 8)) -> list[Case]:
+def all_cases(worlds: Sequence[int] = WORLDS) -> list[Case]:
     """Every valid combination of the grid's options."""
     return [case for world in worlds for case in _candidates(world) if _valid(case)]
 
 
 def _candidates(world: int) -> Iterator[Case]:
-    megatron = itertools.product((1, 2, 4), (False, True), (1, 2, 4), (1, 2), (1, 2), (0, 1), (False, True))
-    for tensor, sequence, pipeline, virtual, context, zero, overlap in megatron:
-        layout = {
-            "tensor": tensor, "sequence": sequence, "pipeline": pipeline, "virtual_pipeline": virtual,
-            "context": context, "zero": zero, "overlap": overlap,
-        }  # fmt: skip
-        for data, micro_batch in itertools.product(("masked", "autoregressive"), (1, 2)):
-            yield Case(world, layout, data, micro_batch)
-    for zero, tensor, data, micro_batch in itertools.product((1, 2, 3), (1, 2), ("masked", "autoregressive"), (1, 2)):
-        yield Case(world, {"engine": "deepspeed", "zero": zero, "tensor": tensor}, data, micro_batch)
+    for engine, axes in AXES.items():
+        for values in itertools.product(*axes.values()):
+            layout = dict(zip(axes, values, strict=True))
+            chunks = layout.get("pipeline", 1) * layout.get("virtual_pipeline", 1)
+            layers = LAYERS if chunks <= LAYERS else DEEP
+            named = layout if engine == "megatron" else {"engine": engine, **layout}
+            for data, micro_batch in itertools.product(DATA, MICRO_BATCHES):
+                yield Case(world, named, data, micro_batch, layers=layers)
 
 
 def _valid(case: Case) -> bool:
@@ -173,6 +189,41 @@ def _pairs(case: Case) -> frozenset[Any]:
     data = case.world // case.config().parallel.model_size
     options = {"engine": "megatron", **case.parallel, "data_size": data, "data": case.data, "mb": case.micro_batch}
     return frozenset(itertools.combinations(sorted(options.items()), 2))
+
+
+def covered_pairs(cases: Sequence[Case]) -> set[tuple[Option, Option]]:
+    """Pairs of options that occur in `cases`."""
+    return set().union(*(_pairs(case) for case in cases))
+
+
+def conceivable_pairs() -> list[tuple[Option, Option]]:
+    """Pairs of options of the grid, whether or not they can stand together."""
+    values: dict[str, set[Any]] = {"engine": set(AXES), "data": set(DATA), "mb": set(MICRO_BATCHES)}
+    values["data_size"] = set(WORLDS)
+    for key, offered in itertools.chain.from_iterable(axes.items() for axes in AXES.values()):
+        values.setdefault(key, set()).update(offered)
+    options = [(key, value) for key in sorted(values) for value in sorted(values[key])]
+    return [(a, b) for a, b in itertools.combinations(options, 2) if a[0] != b[0]]
+
+
+def why_apart(first: Option, second: Option) -> str | None:
+    """Why no run of the grid can have both options, by arithmetic, not by asking what is refused; None if one can."""
+    both = dict((first, second))
+    switches = {key: value for key, value in both.items() if any(key in axes for axes in AXES.values())}
+    engines = [both["engine"]] if "engine" in both else list(AXES)
+    tensor = both.get("tensor", 2 if both.get("sequence") else 1)
+    pipeline = both.get("pipeline", both.get("virtual_pipeline", 1))
+    ranks = tensor * pipeline * both.get("context", 1) * both.get("data_size", 1)
+    samples = both.get("mb", 1) * both.get("data_size", 1)
+    reasons = {
+        "no engine has both": not any(all(v in AXES[e].get(k, ()) for k, v in switches.items()) for e in engines),
+        "sequence parallelism is between tensor ranks": both.get("sequence") and both.get("tensor") == 1,
+        "virtual stages are parts of stages": both.get("virtual_pipeline") == 2 and both.get("pipeline") == 1,
+        "overlap gathers what ZeRO-1 has cut": both.get("overlap") and both.get("zero") == 0,
+        f"the global batch has {GLOBAL_BATCH} samples": samples > GLOBAL_BATCH,
+        f"the largest world has {max(WORLDS)} processes": ranks > max(WORLDS),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def run_cases(cases: Sequence[Case], directory: Path, timeout: float) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def _digests(engine: Engine) -> dict[str, str]:
 
 
 def _digest(values: torch.Tensor) -> str:
-    return digest_bytes(values.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest_bytes(values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def main(plan: Path) -> None:
