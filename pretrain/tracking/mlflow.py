@@ -4,7 +4,6 @@
 harmless, because each call first asks the server for the last step it has of every metric.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.run_directory import RunDirectory
-from pretrain.tracking.describe import entity_key, run_name
+from pretrain.tracking.describe import entity_key, run_name, value_text
 from pretrain.tracking.evaluations import send_evaluation, unsent_evaluations
 from pretrain.tracking.facts import (
     CHANGED_TAG,
@@ -23,6 +22,7 @@ from pretrain.tracking.facts import (
     send_slow_ranks,
 )
 from pretrain.tracking.plots import plot_losses
+from pretrain.tracking.replaced import REPLACED_TAG, fingerprint, may_differ, replaced_steps, shown_value
 from pretrain.tracking.server import POINTS_PER_BATCH, Point, TrackingServer
 from pretrain.tracking.spool import iterate_metrics
 from pretrain.tracking.state import ForwardState, only_forwarder, read_state, write_state
@@ -52,8 +52,9 @@ def forward(
 ) -> ForwardReport:
     """Send what MLflow at `uri` lacks of the run; with `finished`, its files and final status too.
 
-    Steps up to the last one sent are never sent again, even if a resumed run has written them anew. Infinite
-    values arrive as NaN (MLflow would turn them into 1.8e308). Strings are not metrics and stay in the spool.
+    Steps up to the last one sent are never sent again, even if a resumed run has written them anew; where its values
+    are others, the tag `lacuna.replaced_steps` says so. Infinite values arrive as NaN (MLflow would turn them into
+    1.8e308). Strings are not metrics and stay in the spool.
     A copy of a run directory that goes its own way must lose its `tracking.json` first.
 
     Raises UserError in one line, within about `seconds` (seconds a request may take), if the server is dead,
@@ -69,7 +70,7 @@ def forward(
         state = read_state(run_directory, redact(uri), experiment)
         if state.run_id is None:
             state = _open_run(run_directory, server, state, artifacts)
-        report = _send(run_directory, server, state)
+        report = _send(run_directory, server, state, ended=finished is not None)
         if finished is not None:
             if server.facts(report.run_id).status != finished:  # else it would have ended now
                 server.finish(report.run_id, finished)
@@ -94,7 +95,7 @@ def _open_run(run_directory: Path, server: TrackingServer, state: ForwardState, 
     return state
 
 
-def _send(run_directory: Path, server: TrackingServer, state: ForwardState) -> ForwardReport:
+def _send(run_directory: Path, server: TrackingServer, state: ForwardState, ended: bool) -> ForwardReport:
     """Send all lines after the state's last step, and note each batch that the server has taken."""
     run_id = state.run_id
     assert run_id is not None
@@ -105,14 +106,18 @@ def _send(run_directory: Path, server: TrackingServer, state: ForwardState) -> F
     server.describe(run_id, parameters, {k: text for k, text in tags.items() if facts.tags.get(k) != text})
     if CHANGED_TAG in facts.tags and CHANGED_TAG not in tags:
         server.remove_tags(run_id, [CHANGED_TAG])
+    metrics = run_directory / "metrics.jsonl"
+    if may_differ(metrics, state, facts.last_steps, ended):
+        replaced = replaced_steps(metrics, server, run_id, ended)
+        server.describe(run_id, {}, {REPLACED_TAG: value_text(replaced)} if replaced else {})
     sent = steps = 0
     slow: str | None = None
-    for batch in _batches(run_directory / "metrics.jsonl", state, facts.last_steps):
+    for batch in _batches(metrics, state, facts.last_steps):
         if batch.points and sent == 0 and facts.status != "RUNNING":
             server.reopen(run_id)
         for start in range(0, len(batch.points), POINTS_PER_BATCH):
             server.send(run_id, batch.points[start : start + POINTS_PER_BATCH])
-        state = replace(state, last_step=batch.last_step, offset=batch.offset)
+        state = replace(state, last_step=batch.last_step, offset=batch.offset, fingerprint=batch.fingerprint)
         write_state(run_directory, state)
         sent, steps = sent + len(batch.points), steps + batch.steps
         slow = slow if batch.slow is None else batch.slow
@@ -132,6 +137,7 @@ class _Batch:
     steps: int = 0
     last_step: int = -1
     offset: int = 0
+    fingerprint: str = ""
     slow: str | None = None
 
 
@@ -144,6 +150,7 @@ def _batches(path: Path, state: ForwardState, last_steps: Mapping[str, int]) -> 
             batch = _Batch([])
         batch.points += points
         batch.steps, batch.last_step, batch.offset = batch.steps + bool(points), entry["step"], offset
+        batch.fingerprint = fingerprint(entry)
         if "health/slow_ranks" in entry:
             batch.slow = f"{entry['health/slow']}, step {entry['step']}" if "health/slow" in entry else ""
     if batch.last_step >= 0:
@@ -177,8 +184,7 @@ def _points(entry: Mapping[str, Any]) -> Iterator[Point]:
     milliseconds = int(moment * 1000) if isinstance(moment, int | float) and 0 <= moment < 1e12 else 0
     for key, value in entry.items():
         if key not in ("step", "time") and isinstance(value, int | float):
-            finite = float(value) if abs(value) < 1e308 else math.nan
-            yield Point(entity_key(key), finite, entry["step"], milliseconds)
+            yield Point(entity_key(key), shown_value(value), entry["step"], milliseconds)
 
 
 def _draw(run_directory: Path) -> None:

@@ -100,6 +100,10 @@ class TrackingServer:
         metrics = [Metric(point.key, point.value, point.time, point.step) for point in points]
         self._call("log_batch", run_id, metrics=metrics)
 
+    def history(self, run_id: str, key: str) -> dict[int, float]:
+        """All points of a metric, by step."""
+        return {int(point.step): float(point.value) for point in self._call("get_metric_history", run_id, key)}
+
     def describe(self, run_id: str, parameters: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Set parameters (which MLflow never changes again) and tags."""
         from mlflow.entities import Param, RunTag

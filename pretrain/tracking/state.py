@@ -17,7 +17,8 @@ _PATIENCE = 10.0  # seconds to wait for another process that is forwarding the s
 @dataclass(frozen=True)
 class ForwardState:
     """`tracking.json`. `key` marks the MLflow run as ours; `offset`: the byte where `last_step` starts;
-    `evaluations`: the files of evaluations that are shown, with their times.
+    `fingerprint`: of the line of `last_step` as it was sent, empty if that is not known; `evaluations`: the
+    files of evaluations that are shown, with their times.
     """
 
     uri: str
@@ -26,6 +27,7 @@ class ForwardState:
     run_id: str | None = None
     last_step: int = -1
     offset: int = 0
+    fingerprint: str = ""
     evaluations: dict[str, float] = field(default_factory=dict)
 
 

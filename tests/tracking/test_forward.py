@@ -32,7 +32,7 @@ _FACTS = {"optim/lr": 1e-4, "tokens": 4096, "data/batch_digest": "8c1f", "run/la
 def _write(run: Path, steps: range, resume_step: int, **more: float) -> None:
     with Spool(run / "metrics.jsonl", resume_step) as spool:
         for step in steps:
-            spool.write(step, {**_FACTS, "train/loss": 10.0 / step, **more})
+            spool.write(step, _FACTS | {"train/loss": 10.0 / step} | more)
 
 
 def _client(uri: str) -> Any:
@@ -80,6 +80,37 @@ def test_a_kill_after_sending_and_before_the_note_sends_nothing_twice(uri: str, 
     _write(run_directory, range(16, 31), 15)  # and after it a resume gives steps 16 to 20 new times
     assert forward(run_directory, uri) == ForwardReport(30, 10, run_id)
     assert _history(uri, run_id) == _expected(range(1, 31))
+
+
+def test_steps_with_other_values_than_mlflow_has_are_named(store: Any, run_directory: Path) -> None:
+    """MLflow keeps what it was sent; equal values written anew, whose times differ, are none of them."""
+
+    def shown(finished: str | None = None) -> str | None:
+        run_id = forward(run_directory, store.server, finished=finished).run_id
+        tag: str | None = _client(store.server).get_run(run_id).data.tags.get("lacuna.replaced_steps")
+        return tag
+
+    _write(run_directory, range(1, 31), -1)
+    assert shown() is None
+    _write(run_directory, range(21, 41), 20)
+    assert shown() is None
+    other = {"optim/lr": 2e-4}
+    _write(run_directory, range(31, 36), 30, **other)
+    assert shown() is None  # not yet at the last step that was shown
+    _write(run_directory, range(31, 46), 30, **other)
+    assert shown() == "31-40"
+    _write(run_directory, range(43, 51), 42)
+    assert shown() == "31-40, 43-45"
+    state = run_directory / "tracking.json"
+    before_kill = state.read_text()
+    _write(run_directory, range(51, 61), 50)
+    shown()
+    state.write_text(before_kill)
+    _write(run_directory, range(56, 62), 55, **other)
+    assert shown() == "31-40, 43-45, 56-60"
+    _write(run_directory, range(0), 58)  # goes back and ends there
+    assert shown("KILLED") == "31-40, 43-45, 56-61"
+    assert len(_history(store.server, forward(run_directory, store.server).run_id)) == 61
 
 
 def test_a_kill_amid_one_step_sends_only_the_keys_that_lack(store: Any, run_directory: Path) -> None:
