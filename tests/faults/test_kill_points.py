@@ -1,10 +1,21 @@
 """Four of the points of `make prove-kill`: runs that are killed, resumed, and end as if nothing had been."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.kill_points import Point, Reference, Setting, choose_points, prepare, reference, run_point
+from tests.support.kill_points import (
+    RUN_MARK,
+    Point,
+    Reference,
+    Setting,
+    choose_points,
+    prepare,
+    processes_of,
+    reference,
+    run_point,
+)
 
 SETTINGS = [Setting(1, True), Setting(2, False)]
 Known = tuple[Path, dict[Setting, Reference]]
@@ -31,6 +42,15 @@ def test_a_killed_run_ends_as_if_nothing_had_been(known: Known, number: int) -> 
     point = _chosen(references)[number]
     result = run_point(work, point, references[point.setting])
     assert result["killed_at"] > 0
+
+
+def test_a_process_that_a_run_leaves_is_seen_whatever_its_arguments_are(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"], env={RUN_MARK: str(tmp_path)}) as left:
+        try:
+            assert processes_of(tmp_path) == [(left.pid, "sleep")]
+        finally:
+            left.kill()
+    assert processes_of(tmp_path) == []
 
 
 def test_both_settings_end_in_the_same_state(known: Known) -> None:

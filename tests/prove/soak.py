@@ -32,7 +32,7 @@ from runtime.errors import Hang
 from runtime.files import read_json
 from tests.prove.page import rewrite
 from tests.support.command_line import lacuna, succeeded
-from tests.support.kill_points import curves, nothing_left
+from tests.support.kill_points import curves, nothing_left, processes_of
 from tests.support.mlflow_server import serving
 from tests.support.mounting import mounting_command
 from tests.support.small_run import build_dataset, write_corpus, write_recipe
@@ -177,11 +177,9 @@ def _accounted(run: Path, began: float) -> tuple[Accounts, float]:
 
 def _wait_for_followers(run: Path) -> None:
     """A follower whose launcher was killed tells MLflow so before it ends; it has a minute."""
-    import psutil
-
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        if not [p for p in psutil.process_iter(["cmdline"]) if str(run) in (p.info["cmdline"] or [])]:
+        if not processes_of(run):
             return
         time.sleep(0.5)
 

@@ -24,6 +24,8 @@ from tests.support.small_run import build_dataset, write_corpus, write_recipe
 STEPS, EVERY, KEEP = 12, 3, 2
 FAULTS = Path(__file__).parent / "faults"
 SECONDS = 300
+RUN_MARK = "LACUNA_PROOF_RUN"
+"""Names a variable with the run's path: all processes of a run have it, whatever their arguments are."""
 _SAVING, _STEPPING = "checkpoints", "metrics.jsonl"
 _PLACES = {
     "staging": ("mkdir staging",),
@@ -107,7 +109,7 @@ def launch(work: Path, run: Path, setting: Setting, plan: dict[str, Any] | None)
     options = ["--run", str(run), "--processes", str(setting.world)]
     changes = [f"train.steps={STEPS}", f"checkpoint.every={EVERY}", f"checkpoint.keep={KEEP}"]
     changes += ["checkpoint.async=true"] if setting.background else []
-    environment = dict(ENVIRONMENT)
+    environment = ENVIRONMENT | {RUN_MARK: str(run)}
     environment["PYTHONPATH"] = os.pathsep.join([str(FAULTS), *filter(None, [environment.get("PYTHONPATH")])])
     if plan is not None:
         environment["LACUNA_FAULTS"] = json.dumps(plan)
@@ -223,11 +225,21 @@ def most_lost(background: bool) -> int:
 def nothing_left(run: Path, shared: set[str]) -> None:
     """No process of the run lives on, and no shared memory that nobody uses is there since."""
     end = time.monotonic() + 30
-    while left := [p.pid for p in psutil.process_iter(["cmdline"]) if str(run) in (p.info["cmdline"] or [])]:
+    while left := processes_of(run):
         assert time.monotonic() < end, f"processes {left} of {run} live on"
         time.sleep(0.05)
     stale = [name for name in set(os.listdir("/dev/shm")) - shared if not _in_use(f"/dev/shm/{name}")]
     assert not stale, f"/dev/shm holds {stale}"
+
+
+def processes_of(run: Path) -> list[tuple[int, str]]:
+    """(number, name) of processes that have the run as an argument, or the mark in the environment they began with."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ", "name"]):
+        facts = process.info  # a value is None where this user may not look, or the process is a zombie
+        if str(run) in (facts["cmdline"] or []) or (facts["environ"] or {}).get(RUN_MARK) == str(run):
+            found.append((process.pid, facts["name"]))
+    return found
 
 
 def _in_use(path: str) -> bool:

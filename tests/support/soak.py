@@ -18,6 +18,7 @@ import psutil
 
 from tests.support.command_line import ENVIRONMENT, LACUNA
 from tests.support.hooked import hooked
+from tests.support.kill_points import RUN_MARK
 from tests.support.unreliable_server import Mode, UnreliableServer
 
 FULL_SECONDS = 6.0
@@ -107,6 +108,7 @@ class Soak:
     def _attempt(self) -> None:
         attempt = Attempt(time.time())
         variables = hooked(LACUNA_PACE=str(self.pace)) | {"LACUNA_STARTED": f"{attempt.began:.3f}"}
+        variables[RUN_MARK] = str(self.run)
         self._process = subprocess.Popen(
             [*LACUNA, "train", str(self.recipe), "--run", str(self.run), *self.options],
             stdin=subprocess.DEVNULL,
