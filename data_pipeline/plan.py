@@ -35,6 +35,12 @@ class Supply(NamedTuple):
             ranks[early] = self.passed_over[numbers[early]]
         return ranks
 
+    def given_by_epoch(self, windows: int) -> dict[int, int]:
+        """Samples given so far of each epoch of `windows` ranks, those of which there are some."""
+        passed_over = np.bincount(self.passed_over // windows, minlength=-(-self.fresh // windows)).tolist()
+        counts = (min(windows, self.fresh - n * windows) - passed for n, passed in enumerate(passed_over))
+        return {epoch: count for epoch, count in enumerate(counts) if count}
+
     def after(self, taken: int, skipped: Indices) -> "Supply":
         """What is left once the next `taken` samples were dealt, but those `skipped` among them not given."""
         kept = np.concatenate([self.ranks(skipped), self.passed_over[taken:]])
@@ -164,15 +170,14 @@ class SamplePlan:
         sources, ranks = (np.concatenate(part) for part in zip(*parts, strict=True))
         return sources, ranks
 
+    def supplies(self, samples: int) -> list[Supply]:
+        """What each source has left after the first `samples` samples; `samples` not beyond `end`."""
+        phase = self.phases[bisect_right(self._starts, samples) - 1]
+        return phase.left(samples - phase.start)
+
     def given(self, samples: int) -> list[int]:
         """How many of the first `samples` samples each source gives; `samples` not beyond `end`."""
-        phase = self.phases[bisect_right(self._starts, samples) - 1]
-        return [supply.given for supply in phase.left(samples - phase.start)]
-
-    @property
-    def slack(self) -> int:
-        """How many windows of an epoch may at most be given after the first of the next, by one source."""
-        return sum(phase.mixture.size for phase in self.phases if len(phase.sources) > 1)
+        return [supply.given for supply in self.supplies(samples)]
 
     def identity(self, samples: int, names: Sequence[str]) -> list[Any]:
         """JSON-ready: all that decides the first `samples` samples (of none: the first one), sources by `names`."""

@@ -208,15 +208,17 @@ class _Walk:
         return None
 
     def _unfinished(self) -> Iterator[str]:
-        plan = self._reader.plan
-        for source, (name, expected) in enumerate(zip(self._reader.names, plan.given(self._samples), strict=True)):
-            if self._given[source] != expected:
-                yield f"{name} has given {self._given[source]} samples, its weights say {expected}"
-            counts = self._epochs[source]
-            for epoch in range(max(counts, default=0)):
-                missing = self._reader.windows[source] - counts.get(epoch, 0)
-                if missing > plan.slack:
-                    yield f"epoch {epoch} of {name} lacks {missing} windows"
+        """Epochs that have not as many windows as the plan had given: past ones lack none, but those that blocks at
+        the end and at changes of weights passed over."""
+        supplies = self._reader.plan.supplies(self._samples)
+        for source, (name, supply) in enumerate(zip(self._reader.names, supplies, strict=True)):
+            if self._given[source] != supply.given:
+                yield f"{name} has given {self._given[source]} samples, its weights say {supply.given}"
+            found, expected = self._epochs[source], supply.given_by_epoch(self._reader.windows[source])
+            for epoch in sorted({*found, *expected}):
+                if found.get(epoch, 0) != expected.get(epoch, 0):
+                    counts = f"{found.get(epoch, 0)} windows, the plan gives {expected.get(epoch, 0)}"
+                    yield f"epoch {epoch} of {name} has {counts}"
 
     def account(self, source: int, quarantined: int) -> SourceAccount:
         """What is known of a source after the walk."""

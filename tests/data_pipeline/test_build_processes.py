@@ -1,27 +1,49 @@
 """The same bytes from any number of processes, from any cut of the work, and after kills."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipeline.build import Means, build_dataset
 from data_pipeline.config import BuildConfig
+from data_pipeline.manifest import DatasetManifest
 from runtime.errors import UserError
-from tests.prove.build import configuration, contents, finish, finished_units, kill_and_repeat, prove, start
+from tests.prove.build import (
+    configuration,
+    contents,
+    everything,
+    finish,
+    finished_units,
+    kill_and_repeat,
+    prove,
+    start,
+)
+
+Whole = tuple[dict[str, Any], Path]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build in this process, in one part."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    build_dataset(BuildConfig.parse(configuration(), "build"), out, means=Means(processes=1, show_progress=False))
-    return out
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A configuration with every stage and tables, and its build in this process, in one part."""
+    work = tmp_path_factory.mktemp("whole")
+    config = everything(work)
+    build_dataset(BuildConfig.parse(config, "build"), work / "out", means=Means(processes=1, show_progress=False))
+    return config, work / "out"
+
+
+def test_every_stage_has_something_to_do(whole: Whole) -> None:
+    prose = DatasetManifest.load(whole[1]).sources[1]
+    assert (prose.duplicates, prose.near_duplicates) == (24, 24)
+    assert prose.filtered == {"contaminated": 10}
+    assert prose.documents == 480 - 24 - 24 - 10
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_change_nothing(whole: Path, tmp_path: Path, processes: int) -> None:
-    finish(start(configuration(), tmp_path / "out", processes))
-    assert contents(tmp_path / "out") == contents(whole)
+def test_processes_change_nothing(whole: Whole, tmp_path: Path, processes: int) -> None:
+    config, built = whole
+    finish(start(config, tmp_path / "out", processes))
+    assert contents(tmp_path / "out") == contents(built)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -69,6 +91,7 @@ def test_a_build_under_way_is_not_disturbed(tmp_path: Path) -> None:
         finish(build)
 
 
-def test_a_kill_at_the_very_end(whole: Path, tmp_path: Path) -> None:
-    kill_and_repeat(configuration(), tmp_path / "out", 1, units=10**6, delay=0)
-    assert contents(tmp_path / "out") == contents(whole)
+def test_a_kill_at_the_very_end(whole: Whole, tmp_path: Path) -> None:
+    config, built = whole
+    kill_and_repeat(config, tmp_path / "out", 1, units=10**6, delay=0)
+    assert contents(tmp_path / "out") == contents(built)

@@ -131,3 +131,16 @@ def test_the_plan_of_trillions_is_small() -> None:
     sources, ranks = plan.draw(begin, begin + 10)
     assert set(sources.tolist()) == {2}
     assert ranks.min() > 10**12
+
+
+@given(segments=segments(), caps=caps, seed=st.integers(0, 2**32), windows=st.integers(1, 700))
+@settings(max_examples=40, deadline=None)
+def test_what_every_epoch_has_given_is_known_exactly(
+    segments: list[Segment], caps: list[int | None], seed: int, windows: int
+) -> None:
+    plan = SamplePlan(segments, caps, seed)
+    for cut in (1, 700, BLOCK, 5000):
+        sources, ranks = plan.draw(0, cut)
+        for source, supply in enumerate(plan.supplies(len(sources))):
+            epochs, counts = np.unique(ranks[sources == source] // windows, return_counts=True)
+            assert supply.given_by_epoch(windows) == dict(zip(epochs.tolist(), counts.tolist(), strict=True))

@@ -7,14 +7,17 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import SampleReader, TokenDataset
+from pretrain.audit import _Walk
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
 from pretrain.session import build_objective
 from pretrain.tracking.spool import read_metrics
+from runtime.progress import ProgressBar
 from runtime.settings import read_yaml
 from tests.support.command_line import contents, lacuna, refusal, succeeded
 
@@ -93,6 +96,28 @@ def test_what_cannot_be_audited(here: Here, run: Path, tmp_path: Path) -> None:
     assert "the line of step 2 lacks tokens, data/batch_digest" in refusal(here("data", "audit", run))
     (run / "metrics.jsonl").write_text("")
     assert "has no step yet" in refusal(here("data", "audit", run))
+
+
+def test_a_window_that_a_past_epoch_lacks_is_named(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One window of epoch 0 is given in epoch 2 instead: no window comes twice, and counts are those of the weights."""
+    copy = shutil.copytree(built, tmp_path / "copy")
+    reader = SampleReader(DataConfig(mixture={str(built): 1, str(copy): 1}), 32, 1)
+    samples = 2 * (2 * reader.windows[0] + reader.windows[0] // 2) // 1024 * 1024
+    bar = ProgressBar("audit", 1, False)
+    assert _Walk(reader, samples).contradiction(bar) is None
+    sources, epochs, windows = (values.copy() for values in reader.places(0, samples))
+    assert epochs.max() >= 2
+    free = np.setdiff1d(windows[sources == 0], windows[(sources == 0) & (epochs == 2)])
+    moved = np.flatnonzero((sources == 0) & (epochs == 0) & np.isin(windows, free))[0]
+    epochs[moved] = 2
+    monkeypatch.setattr(
+        reader, "places", lambda begin, end: (sources[begin:end], epochs[begin:end], windows[begin:end])
+    )
+    count = reader.windows[0]
+    expected = f"epoch 0 of {built} has {count - 1} windows, the plan gives {count}"
+    assert _Walk(reader, samples).contradiction(bar) == expected
 
 
 @pytest.mark.slow
