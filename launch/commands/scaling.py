@@ -125,7 +125,7 @@ def fit(
     study = scaling_study.study_of(points, convention, draws)
     found = predict(study, budget) if budget is not None else []
     if write_recipe is not None:
-        scaling_study.write_recipe(found, family, recipe, write_recipe)
+        scaling_study.write_recipe(found, family, recipe, write_recipe, scaling_study.sweep_behind(points))
     if json:
         print_json({**study.as_dict(), "predictions": found})
     else:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pretrain.figures import BLUE, GREEN, GREY, INK, OCHRE, RUST, VIOLET, panels
+from pretrain.scaling.curves import FRONTIERS, Line, fresh, frontier, least_loss, repeat_groups, repeated
 from pretrain.scaling.isoflop import Curve
 from pretrain.scaling.points import Measured
-from pretrain.scaling.power_law import LEVEL, Array, PowerLaw
+from pretrain.scaling.power_law import PowerLaw
 from pretrain.scaling.study import FamilyFits, Study
 
 COLOURS = {"masked": RUST, "autoregressive": BLUE}
@@ -45,29 +45,24 @@ def _draw_curve(axes: Any, curve: Curve, colour: str, shade: float) -> None:
 
 def plot_frontier(study: Study, out: Path) -> None:
     """Best size, data and loss against compute: optima, power laws, 95 % intervals, all families."""
-    names = (("size", "parameters", "best N"), ("data", "tokens", "best D"), ("loss", "loss", "least loss (nats)"))
+    shown = (("parameters", "best N"), ("tokens", "best D"), ("loss", "least loss (nats)"))
     with panels(out, 1, 3, (14, 4.2)) as all_axes:
-        for axes, (law_name, value, label) in zip(all_axes, names, strict=True):
+        for axes, series, (value, label) in zip(all_axes, FRONTIERS, shown, strict=True):
             for fits in study.fits:
                 if fits.isoflop is None:
                     continue
                 colour = _colour(study, fits.family)
-                law: PowerLaw = getattr(fits.isoflop, law_name)
+                law: PowerLaw = getattr(fits.isoflop, series)
                 used = fits.isoflop.used
                 axes.plot([c.budget for c in used], [getattr(c, value) for c in used], "o", color=colour, markersize=5)
-                compute = np.geomspace(used[0].budget / 1.5, used[-1].budget * 3, 60)
-                _band(axes, compute, law.at, law.draws_at, colour, _labelled(fits.family, law))
+                _draw(axes, frontier(fits, series), colour, f"{fits.family}: exponent {law.exponent_interval}")
             axes.set_xscale("log")
             axes.set_yscale("log")
-            if law_name == "loss":
+            if series == "loss":
                 _plain_ticks(axes)
             axes.set_xlabel(f"training FLOPs ({study.convention})")
             axes.set_title(label, loc="left", fontsize=11)
             axes.legend(fontsize=8.5)
-
-
-def _labelled(family: str, law: PowerLaw) -> str:
-    return f"{family}: exponent {law.exponent_interval}"
 
 
 def plot_loss(study: Study, out: Path) -> None:
@@ -75,21 +70,12 @@ def plot_loss(study: Study, out: Path) -> None:
     with panels(out, 1, 1, (7.4, 4.8)) as (axes,):
         for fits in study.fits:
             colour = _colour(study, fits.family)
-            fresh = [point for point in fits.points if point.epochs <= 1.01]
-            axes.plot([p.flops for p in fresh], [p.loss for p in fresh], ".", color=colour, alpha=0.5)
+            points = fresh(fits)
+            axes.plot([p.flops for p in points], [p.loss for p in points], ".", color=colour, alpha=0.5)
             if fits.parametric is None:
                 axes.plot([], [], color=colour, label=fits.family)
                 continue
-            law, drawn, per_token = fits.parametric.law, fits.parametric.draws, fits.per_token
-            compute = np.geomspace(min(p.flops for p in fresh), max(p.flops for p in fresh) * 3, 30)
-
-            def best(x: float, law: Any = law, per_token: Any = per_token) -> float:
-                return law.best_loss(x, per_token)
-
-            def best_drawn(x: float, drawn: Any = drawn, per_token: Any = per_token) -> Array:
-                return np.array([one.best_loss(x, per_token) for one in drawn[:60]])
-
-            _band(axes, compute, best, best_drawn, colour, f"{fits.family}: least loss by E + A/N^α + B/D^β")
+            _draw(axes, least_loss(fits), colour, f"{fits.family}: least loss by E + A/N^α + B/D^β")
         axes.set_xscale("log")
         axes.set_xlabel(f"training FLOPs ({study.convention})")
         axes.set_ylabel("held-out loss (nats per token)")
@@ -111,36 +97,17 @@ def plot_repeats(study: Study, out: Path) -> None:
             axes.legend(fontsize=8.5)
 
 
-def repeat_groups(points: list[Measured]) -> dict[str, list[Measured]]:
-    """Points of the same size and unique tokens that include repeats, by label, sorted by epochs."""
-    groups: dict[tuple[float, float], list[Measured]] = {}
-    for point in points:
-        if point.unique_tokens is not None:
-            groups.setdefault((point.parameters, float(f"{point.unique:.2g}")), []).append(point)
-    repeated = {key: group for key, group in sorted(groups.items()) if max(p.epochs for p in group) > 1.01}
-    return {
-        f"N {n:.2g}, {u:.2g} unique tokens": sorted(group, key=lambda p: p.epochs) for (n, u), group in repeated.items()
-    }
-
-
 def _draw_repeats(axes: Any, fits: FamilyFits, label: str, group: list[Measured], colour: str, shade: float) -> None:
-    epochs = np.array([point.epochs for point in group])
+    epochs = [point.epochs for point in group]
     axes.plot(epochs, [p.loss for p in group], "o-", color=colour, alpha=shade, markersize=4, linewidth=1, label=label)
     if fits.repeats is not None:
-        line = np.geomspace(1, epochs.max(), 50)
-        size, unique = np.full(50, group[0].parameters), np.full(50, group[0].unique)
-        axes.plot(line, fits.repeats.law.loss(size, unique, line), "--", color=INK, alpha=0.6 * shade, linewidth=1)
+        line = repeated(fits, label, group)
+        axes.plot(line.x, line.y, "--", color=INK, alpha=0.6 * shade, linewidth=1)
 
 
-def _band(
-    axes: Any, x: Array, at: Callable[[float], float], draws_at: Callable[[float], Array], colour: str, label: str
-) -> None:
-    axes.plot(x, [at(float(one)) for one in x], color=colour, linewidth=1.7, label=label)
-    drawn = np.array([draws_at(float(one)) for one in x])
-    known = np.isfinite(drawn).all(axis=0)
-    if known.sum() >= 20:
-        low, high = np.quantile(drawn[:, known], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
-        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+def _draw(axes: Any, line: Line, colour: str, label: str) -> None:
+    axes.plot(line.x, line.y, color=colour, linewidth=1.7, label=label)
+    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
 
 
 def _plain_ticks(axes: Any) -> None:

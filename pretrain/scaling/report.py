@@ -9,7 +9,8 @@ from operator import attrgetter
 from pathlib import Path
 
 from pretrain.scaling.compare import Comparison
-from pretrain.scaling.plots import plot_frontier, plot_isoflop, plot_loss, plot_repeats, repeat_groups
+from pretrain.scaling.curves import curves_table, laws_table, repeat_groups
+from pretrain.scaling.plots import plot_frontier, plot_isoflop, plot_loss, plot_repeats
 from pretrain.scaling.points import write_points
 from pretrain.scaling.published import EXPONENTS, RATIOS, REPEATS
 from pretrain.scaling.study import FamilyFits, Study
@@ -17,9 +18,15 @@ from runtime.files import write_atomic
 
 
 def write_report(study: Study, out: Path) -> list[Path]:
-    """Write `report.md`, PNG plots, `points.csv` and `optima.csv` below `out`; returns their paths."""
-    files = [out / "points.csv"]
+    """Write `report.md`, PNG plots and the tables behind them below `out`; returns their paths.
+
+    `points.csv`; `optima.csv`, the parabolas; `laws.csv`, the laws' constants; `curves.csv`, the lines and intervals
+    as drawn.
+    """
+    files = [out / "points.csv", out / "laws.csv", out / "curves.csv"]
     write_points(files[0], [point for fits in study.fits for point in fits.points])
+    write_atomic(files[1], laws_table(study))
+    write_atomic(files[2], curves_table(study))
     plots: list[tuple[Path, str]] = []
     if any(fits.isoflop for fits in study.fits):
         write_atomic(out / "optima.csv", _optima(study))

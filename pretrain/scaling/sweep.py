@@ -14,6 +14,7 @@ from pretrain.planning.cost import training_of
 from pretrain.scaling.families import PUBLISHED, shape_of_size
 from pretrain.scaling.points import Measured
 from pretrain.scaling.rules import DeepSeekRule, Rule
+from pretrain.shape import ModelShape
 from runtime.errors import UserError
 from runtime.settings import Settings
 
@@ -38,6 +39,10 @@ class SchedulePlan(Settings):
     warmup: float = Field(0.02, ge=0, lt=1)
     decay: float = Field(0.2, ge=0, le=1)
     floor: float = Field(0.1, ge=0, le=1)
+
+    def over(self, tokens: int) -> dict[str, Any]:
+        """The keys `optimizer.schedule` of a run of `tokens` tokens."""
+        return {"kind": "wsd", "warmup": round(self.warmup * tokens), "decay": self.decay, "floor": self.floor}
 
 
 class _Sweep(Settings):
@@ -187,7 +192,7 @@ def _point(
     objective = base.objective.model_dump() if same else {"kind": kind}
     shape = shape_of_size(sweep.families[kind], size, base.model.vocabulary)
     kept = {key: getattr(base.model, key) for key in ("rope_theta", "norm_epsilon")}
-    model = {**shape.model_dump(), **kept, "init_std": round(shape.width**-0.5, 5)}  # 0.02 suits widths of thousands
+    model = {**shape.model_dump(), **kept, "init_std": initial_std(shape)}
     draft = RunConfig.parse({**base.model_dump(), "objective": objective, "model": model}, sweep.name)
     work, share, length = training_of(draft), trained_share(draft), draft.train.sequence_length
     counted = share if sweep.convention in _WITHOUT_PADDING else 1.0
@@ -227,6 +232,11 @@ def _batches(wanted: int, most: int) -> tuple[int, int]:
     return micro, micro * count
 
 
+def initial_std(shape: ModelShape) -> float:
+    """1/√width: the usual 0.02 suits widths of thousands."""
+    return round(shape.width**-0.5, 5)
+
+
 def trained_share(config: RunConfig) -> float:
     """Mean logical length of a sample over the window: 1 − r + r·(s + 1)/2s if a share r has a length U{1…s}.
 
@@ -248,12 +258,11 @@ def _config(
 ) -> RunConfig:
     micro, batch = batches
     values = draft.model_dump()
-    plan = sweep.schedule
     total = steps * batch * draft.train.sequence_length
     values["name"] = name
     values["optimizer"] |= {
         "lr": float(f"{lr:.4g}"),
-        "schedule": {"kind": "wsd", "warmup": round(plan.warmup * total), "decay": plan.decay, "floor": plan.floor},
+        "schedule": sweep.schedule.over(total),
     }
     values["train"] |= {
         "steps": steps,

@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.recipe import load_recipe
+from launch.recipe import dump_config, load_recipe
+from pretrain.flops import forward_flops_per_token
 from pretrain.scaling.compare import Comparison
+from pretrain.scaling.parametric import ParametricLaw
 from pretrain.scaling.points import Measured, write_points
 from pretrain.scaling.power_law import Interval
 from pretrain.scaling.repeats import RepeatLaw
 from pretrain.scaling.report import page
 from pretrain.scaling.study import Study, flops_per_token_of
+from pretrain.scaling.sweep import trained_share
+from pretrain.schedule import WarmupStableDecay
 from tests.launch.conftest import Here
 from tests.support.command_line import refusal, succeeded
 from tests.support.planted import BUDGETS, CHINCHILLA, behind_by, planted_points
@@ -55,10 +59,49 @@ def test_fit_tells_the_planted_gap_and_predicts(points: Path, tmp_path: Path, he
     size = config.model.parameters().non_embedding_matrices
     assert size == pytest.approx(row["parameters"]["value"], rel=0.011)
     assert config.objective.kind == "masked"
-    assert 6 * size * config.train.total_tokens == pytest.approx(1e22, rel=0.02)
+    assert trained_share(config) == pytest.approx(1 - 0.01 + 0.01 * 4097 / 8192)
+    assert 6 * size * config.train.total_tokens * trained_share(config) == pytest.approx(1e22, rel=0.001)
     assert config.train.sequence_length == 4096
     assert "1e+22 FLOPs by 6nd" in recipe.read_text().splitlines()[0]
     assert found["comparison"]["isoflop"]["extrapolated"] == []
+
+
+def test_a_recipe_follows_the_rule_of_its_sweep(points: Path, tmp_path: Path, here: Here) -> None:
+    """Rule with factors, schedule and initialisation; D without what short samples leave empty."""
+    rule = {"kind": "deepseek", "lr_factor": 0.3, "batch_factor": 0.5}
+    swept = {
+        "name": "small",
+        "data": "none",
+        "convention": "6nd",
+        "rule": rule,
+        "schedule": {"warmup": 0.05, "decay": 0.3},
+    }
+    for name, keys in (("one", {}), ("other", {"schedule": {"warmup": 0.1}})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "points.csv").write_text(points.read_text())
+        budgets = {"kind": "isoflop", "budgets": [1e18], "sizes": [[1e8, 2e8, 3e8]]}
+        (tmp_path / name / "sweep.json").write_text(json.dumps({**swept, **budgets, **keys}))
+    base = tmp_path / "base.yaml"
+    base.write_text(dump_config(load_recipe("llada-8b", ["objective.random_length=0.5", "train.micro_batch=1"])))
+    written = tmp_path / "best.yaml"
+    order = ["--budget", "1e22", "--write-recipe", written, "--recipe", base, "--draws", "20", "--json"]
+    found = json.loads(succeeded(here("scaling", "fit", tmp_path / "one", *order)))
+    row = next(r for r in found["predictions"] if (r["family"], r["law"]) == ("masked", "parametric"))
+    config = load_recipe(str(written), [])
+    shape, train = config.model, config.train
+    positions = row["tokens"]["value"] / (0.5 + 0.5 * 4097 / 8192)
+    assert train.total_tokens == pytest.approx(positions, rel=0.001)
+    layers = 3 * forward_flops_per_token(shape, 4096, False, 0.0).total * positions
+    assert config.optimizer.lr == pytest.approx(0.3 * 0.3118 * layers**-0.125, rel=5e-3)  # three digits are written
+    unit = config.parallel.model_size
+    assert train.global_batch == unit * round(0.5 * 0.292 * layers**0.3271 / 4096 / unit)
+    assert shape.init_std == round(shape.width**-0.5, 5)
+    schedule = config.optimizer.schedule
+    assert isinstance(schedule, WarmupStableDecay)
+    assert (schedule.warmup, schedule.decay, schedule.floor) == (round(0.05 * train.total_tokens), 0.3, 0.1)
+    assert "lr_factor 0.3" in written.read_text().splitlines()[1]
+    line = refusal(here("scaling", "fit", tmp_path / "one", tmp_path / "other", *order))
+    assert "differ in rule, schedule or families: give those of one rule" in line
 
 
 def test_fit_for_people(points: Path, here: Here) -> None:
@@ -78,7 +121,8 @@ def test_a_comparison_beyond_the_points_is_said() -> None:
 def test_report_has_the_numbers_behind_every_picture(points: Path, tmp_path: Path, here: Here) -> None:
     out = tmp_path / "report"
     told = json.loads(succeeded(here("scaling", "report", points, "--out", out, "--draws", "20", "--json")))
-    names = {"report.md", "points.csv", "optima.csv", "isoflop.png", "frontier.png", "loss.png", "repeats.png"}
+    names = {"report.md", "points.csv", "optima.csv", "laws.csv", "curves.csv"}
+    names |= {"isoflop.png", "frontier.png", "loss.png", "repeats.png"}
     assert {path.name for path in out.iterdir()} == {Path(path).name for path in told["files"]} == names
     for picture in out.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -88,6 +132,36 @@ def test_report_has_the_numbers_behind_every_picture(points: Path, tmp_path: Pat
         rows = list(csv.DictReader(source))
     assert len(rows) == 10
     assert {row["inside"] for row in rows} == {"True"}
+    _check_curves(out)
+
+
+def _check_curves(out: Path) -> None:
+    """Every line of the pictures, each sample by the law whose constants stand beside it."""
+    with open(out / "laws.csv") as source:
+        laws = {(row["family"], row["law"], row["constant"]): float(row["value"]) for row in csv.DictReader(source)}
+    with open(out / "laws.csv") as source:
+        assert all(float(row["low"]) <= float(row["high"]) for row in csv.DictReader(source))
+    with open(out / "curves.csv") as source:
+        rows = list(csv.DictReader(source))
+    drawn = {(row["picture"], row["family"], row["series"]) for row in rows}
+    both = ("masked", "autoregressive")
+    expected = {("frontier", family, series) for family in both for series in ("size", "data", "loss")}
+    expected |= {("loss", family, "loss") for family in both}
+    assert drawn == expected | {("repeats", "masked", "N 1e+08, 1e+09 unique tokens")}
+    for row in rows:
+        family, x, y = row["family"], float(row["x"]), float(row["y"])
+        if row["picture"] == "frontier":
+            coefficient, exponent = (
+                laws[family, "isoflop", f"{row['series']}_{one}"] for one in ("coefficient", "exponent")
+            )
+            assert y == pytest.approx(coefficient * x**exponent, rel=1e-9)
+        if row["picture"] == "loss":
+            E, A, B, alpha, beta = (laws[family, "parametric", name] for name in ("E", "A", "B", "alpha", "beta"))
+            assert y == pytest.approx(ParametricLaw(E, A, B, alpha, beta).best_loss(x), rel=1e-6)
+        if row["picture"] == "repeats":
+            assert row["low"] == row["high"] == ""
+        else:
+            assert float(row["low"]) < float(row["high"])
 
 
 def test_directories_of_sweeps_say_how_they_count(points: Path, tmp_path: Path, here: Here) -> None:
