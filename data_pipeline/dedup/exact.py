@@ -1,11 +1,13 @@
 """Exact duplicates over all parts of a build, found by sorting digests; the first of its kind stays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from data_pipeline.rows import DIGESTS, load_parts
+from data_pipeline.rows import DIGESTS, Part, load_parts
 
 DROPPED = "dropped.npy"
 BUCKET_ROWS = 1 << 23
@@ -46,3 +48,13 @@ def border(high: np.ndarray[tuple[int], np.dtype[np.uint64]], bucket: int, bits:
     if bucket >> bits:
         return len(high)
     return int(np.searchsorted(high, np.uint64(bucket << (64 - bits) & (1 << 64) - 1)))
+
+
+def rows_within(files: Sequence[Path], part: Part) -> npt.NDArray[np.int64]:
+    """Rows of `part` among the numbers in sorted files, counted from its first; only those are held."""
+    found = [np.zeros(0, dtype=np.int64)]
+    for file in files:
+        numbers = np.load(file, mmap_mode="r")
+        begin, end = np.searchsorted(numbers, np.array([part.first_row, part.first_row + part.rows], dtype=np.uint64))
+        found.append((numbers[begin:end] - np.uint64(part.first_row)).astype(np.int64))
+    return np.concatenate(found)

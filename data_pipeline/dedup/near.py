@@ -1,6 +1,7 @@
 """Near-duplicates over all parts of a build: pairs that meet in a band, compared by their signatures.
 
-Everything lies on disk. A unit holds the hashes of one band and one range of them; the last unit holds the pairs.
+Everything lies on disk. A unit holds the hashes of one band and one range of them; the last unit maps a label of every
+document, and holds some pairs and labels at a time.
 """
 
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.dedup.exact import DROPPED, border
+from data_pipeline.dedup.exact import DROPPED, border, rows_within
 from data_pipeline.dedup.signatures import BANDS, KEPT_ROWS, SIGNATURES, Signatures
 from data_pipeline.rows import Part, load_parts
 
 PAIRS = "pairs.npy"
 _PAIRS_AT_ONCE = 1 << 14
+_LABELS_AT_ONCE = 1 << 18
 Numbers = npt.NDArray[np.uint64]
+Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,14 @@ def find_pairs(task: PairTask, directory: Path) -> None:
 def _meeting(task: PairTask, parts: list[Part]) -> tuple[Numbers, Numbers]:
     """Hashes of the band and numbers of the rows they belong to, exact duplicates left out."""
     found = [np.zeros((2, 0), dtype=np.uint64)]
-    repeated = np.sort(np.concatenate([np.load(file) for file in task.exact])) if task.exact else found[0][0]
     for part in parts:
+        fresh = np.ones(part.rows, dtype=bool)
+        fresh[rows_within(task.exact, part)] = False
         hashes, rows = np.load(part.directory / BANDS, mmap_mode="r")[task.band]
         begin, end = (border(hashes, task.bucket + step, task.bits) for step in (0, 1))
-        numbers = rows[begin:end] + np.uint64(part.first_row)
-        places = np.searchsorted(repeated, numbers)
-        again = places < len(repeated)
-        again[again] = repeated[places[again]] == numbers[again]
-        used = (rows[begin:end] < part.rows) & ~again
-        found.append(np.stack([hashes[begin:end][used], numbers[used]]))
+        used = np.flatnonzero(rows[begin:end] < part.rows) + begin
+        used = used[fresh[rows[used]]]
+        found.append(np.stack([hashes[used], rows[used] + np.uint64(part.first_row)]))
     hashes, rows = np.concatenate(found, axis=1)
     return hashes, rows
 
@@ -91,18 +92,70 @@ def _signatures(numbers: Numbers, parts: list[Part]) -> Signatures:
     return out
 
 
-def drop_later(pairs_files: list[Path], directory: Path) -> None:
-    """Unit: numbers of all rows that are joined, over any chain of pairs, to an earlier row; in order."""
-    pairs = np.concatenate([np.load(file) for file in pairs_files])
-    rows, ends = np.unique(pairs, return_inverse=True)
-    left, right = ends.reshape(-1, 2).T
-    labels = np.arange(len(rows))
-    while True:
-        lowest = np.minimum(labels[left], labels[right])
-        before = labels.copy()
-        np.minimum.at(labels, left, lowest)
-        np.minimum.at(labels, right, lowest)
-        labels = labels[labels]
-        if np.array_equal(labels, before):
-            break
-    np.save(directory / DROPPED, rows[labels != np.arange(len(rows))])
+@dataclass(frozen=True)
+class ChainTask:
+    """Files of pairs of rows whose numbers are in [first, first + rows)."""
+
+    pairs: list[Path]
+    first: int
+    rows: int
+
+
+def drop_later(task: ChainTask, directory: Path) -> None:
+    """Unit: numbers of all rows that are joined, over any chain of pairs, to an earlier row; in order.
+
+    Every row's label is the lowest row that it is known to be joined to: 8 bytes a row in a mapped file, lowered by
+    all pairs in turn until nothing changes.
+    """
+    scratch = directory / "labels.npy"
+    labels = np.lib.format.open_memmap(scratch, "w+", np.int64, (max(task.rows, 1),))
+    for begin, end in _spans(len(labels)):
+        labels[begin:end] = np.arange(begin, end)
+    while _lower(labels, task):
+        pass
+    counts = [_later(labels, span).size for span in _spans(len(labels))]
+    if sum(counts):
+        out = np.lib.format.open_memmap(directory / DROPPED, "w+", np.uint64, (sum(counts),))
+        filled = 0
+        for span, count in zip(_spans(len(labels)), counts, strict=True):
+            out[filled : filled + count] = (_later(labels, span) + task.first).astype(np.uint64)
+            filled += count
+        out.flush()
+    else:
+        np.save(directory / DROPPED, np.zeros(0, dtype=np.uint64))
+    scratch.unlink()
+
+
+def _spans(count: int) -> list[tuple[int, int]]:
+    return [(begin, min(begin + _LABELS_AT_ONCE, count)) for begin in range(0, count, _LABELS_AT_ONCE)]
+
+
+def _lower(labels: Labels, task: ChainTask) -> bool:
+    """Give both rows of every pair, and their labels, the lower of their labels; then labels those of their labels.
+
+    Whether anything changed: if not, all rows that are joined have one label, the lowest of them.
+    """
+    changed = False
+    for file in task.pairs:
+        pairs = np.load(file, mmap_mode="r")
+        for begin, end in _spans(len(pairs)):
+            rows = pairs[begin:end].astype(np.int64) - task.first
+            known = labels[rows]
+            apart = known[:, 0] != known[:, 1]
+            if apart.any():
+                changed = True
+                ends, lowest = np.concatenate([rows[apart], known[apart]], axis=1), known[apart].min(axis=1)
+                np.minimum.at(labels, ends, lowest[:, None])
+    for begin, end in _spans(len(labels)):
+        before = labels[begin:end]
+        after = labels[before]
+        if not np.array_equal(before, after):
+            changed = True
+            labels[begin:end] = after
+    return changed
+
+
+def _later(labels: Labels, span: tuple[int, int]) -> Labels:
+    """Rows of a span whose label is not their own."""
+    begin, end = span
+    return np.flatnonzero(labels[begin:end] != np.arange(begin, end)) + begin

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import BuildConfig
-from data_pipeline.dedup.exact import DROPPED, BucketTask, bucket_bits, find_duplicates
-from data_pipeline.dedup.near import PAIRS, PairTask, drop_later, find_pairs
+from data_pipeline.dedup.exact import DROPPED, BucketTask, bucket_bits, find_duplicates, rows_within
+from data_pipeline.dedup.near import PAIRS, ChainTask, PairTask, drop_later, find_pairs
 from data_pipeline.dedup.signatures import choose_bands
 from data_pipeline.fates import FILTERS, Fate
-from data_pipeline.passes.workshop import Unit, Workshop
+from data_pipeline.passes.workshop import Unit, Workshop, digest_of
 from data_pipeline.rows import Mask, Part, held_out, load_rows, save_parts
 from data_pipeline.stages.config import NearDuplicates
 from runtime.files import digest_bytes, read_json, write_json
@@ -58,7 +58,7 @@ def select(config: BuildConfig, parts: list[Part], workshop: Workshop, known: Se
     exact = _exact([*known, *parts], listed, workshop) if stages.exact_duplicates else []
     near = _near(stages.near_duplicates, parts, fresh, exact, workshop) if stages.near_duplicates else []
     dropped = {"duplicates": exact, "near_duplicates": near}
-    depends = [dropped, config.validation]
+    depends = digest_of([dropped, config.validation])  # once, not for each of many units
     units = [Unit([part, depends], SelectTask(part, dropped, config.validation)) for part in parts]
     places = workshop.run("select", select_part, units)
     return [Selected(part, place) for part, place in zip(parts, places, strict=True)]
@@ -66,7 +66,8 @@ def select(config: BuildConfig, parts: list[Part], workshop: Workshop, known: Se
 
 def _exact(parts: list[Part], listed: Path, workshop: Workshop) -> list[Path]:
     bits = bucket_bits(sum(part.rows for part in parts))
-    units = [Unit([parts, bucket, bits], BucketTask(listed, bucket, bits)) for bucket in range(1 << bits)]
+    all_parts = digest_of(parts)
+    units = [Unit([all_parts, bucket, bits], BucketTask(listed, bucket, bits)) for bucket in range(1 << bits)]
     return [place / DROPPED for place in workshop.run("duplicates", find_duplicates, units)]
 
 
@@ -75,13 +76,18 @@ def _near(
 ) -> list[Path]:
     bits = bucket_bits(sum(part.rows for part in parts))
     bands, _ = choose_bands(settings.threshold, settings.permutations)
+    everything = digest_of([parts, exact])
     units = [
-        Unit([parts, exact, band, bucket, bits], PairTask(listed, exact, band, bucket, bits, settings.threshold))
+        Unit(
+            [everything, band, bucket, bits, settings.threshold],
+            PairTask(listed, exact, band, bucket, bits, settings.threshold),
+        )
         for band in range(bands)
         for bucket in range(1 << bits)
     ]
     pairs = [place / PAIRS for place in workshop.run("near duplicates", find_pairs, units)]
-    return [place / DROPPED for place in workshop.run("chains", drop_later, [Unit(pairs, pairs)])]
+    task = ChainTask(pairs, parts[0].first_row if parts else 0, sum(part.rows for part in parts))
+    return [place / DROPPED for place in workshop.run("chains", drop_later, [Unit(pairs, task)])]
 
 
 def select_part(task: SelectTask, directory: Path) -> None:
@@ -92,7 +98,7 @@ def select_part(task: SelectTask, directory: Path) -> None:
     keep[part.rows :] = False
     counts: dict[str, Any] = {}
     for kind, files in task.dropped.items():
-        numbers = np.concatenate([np.zeros(0, dtype=np.int64), *(_within(file, part) for file in files)])
+        numbers = rows_within(files, part)
         counts[kind] = int(np.count_nonzero(keep[numbers]))
         keep[numbers] = False
     fates = np.bincount(rows["fate"][: part.rows], minlength=256)
@@ -112,14 +118,6 @@ def select_part(task: SelectTask, directory: Path) -> None:
     }
     np.save(directory / KEEP, keep)
     write_json(directory / COUNTS, counts)
-
-
-def _within(file: Path, part: Part) -> npt.NDArray[np.int64]:
-    """Rows of `part` among the numbers in a file, counted from its first."""
-    numbers = np.load(file, mmap_mode="r")
-    begin, end = np.searchsorted(numbers, np.array([part.first_row, part.first_row + part.rows], dtype=np.uint64))
-    found: npt.NDArray[np.int64] = (numbers[begin:end] - np.uint64(part.first_row)).astype(np.int64)
-    return found
 
 
 def add_up(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:

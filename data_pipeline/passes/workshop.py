@@ -23,7 +23,7 @@ from runtime.files import digest_bytes, fsync_directory, fsync_file, remove_tree
 from runtime.progress import ProgressBar
 
 T = TypeVar("T")
-_VERSION = 2
+_VERSION = 3
 """Raised when units of an older Lacuna must not be taken for this one's."""
 _PACKAGES = ("pyarrow", "sentencepiece", "numpy", "rensa", "py3langid", "selectolax", "docutils", "tokenizers")
 

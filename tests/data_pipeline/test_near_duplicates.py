@@ -1,6 +1,7 @@
 """Near-duplicates: bands and decisions against datasketch, planted copies at known similarities, and whole builds."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -8,11 +9,14 @@ from random import Random
 import numpy as np
 import pytest
 from datasketch.lsh import _optimal_param
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from data_pipeline.build import Means, build_dataset
 from data_pipeline.config import BuildConfig
 from data_pipeline.dataset import TokenDataset
-from data_pipeline.dedup.exact import DROPPED, BucketTask, bucket_bits, find_duplicates
+from data_pipeline.dedup.exact import DROPPED, BucketTask, bucket_bits, find_duplicates, rows_within
+from data_pipeline.dedup.near import ChainTask, drop_later
 from data_pipeline.dedup.signatures import choose_bands, shingles, sign
 from data_pipeline.manifest import SourceInfo
 from data_pipeline.rows import Part, save_parts
@@ -107,6 +111,46 @@ def test_exact_duplicates_in_any_number_of_buckets(tmp_path: Path, bits: int) ->
         found += np.load(tmp_path / DROPPED).tolist()
     _, firsts = np.unique(digests, axis=0, return_index=True)
     assert sorted(found) == sorted(set(range(500)) - set(firsts.tolist()))
+
+
+def test_chains_are_the_connected_components(tmp_path: Path) -> None:
+    source = np.random.default_rng(3)
+    rows, first = 2000, 70
+    pairs = np.sort(source.integers(0, rows, (1100, 2)), axis=1)
+    path = np.stack([np.arange(rows - 501, rows - 1), np.arange(rows - 500, rows)], axis=1)[::-1]  # far from its first
+    files = [tmp_path / f"{n}.npy" for n in range(3)]
+    for file, some in zip(files, [pairs[:400], pairs[400:], path], strict=True):
+        np.save(file, (some + first).astype(np.uint64))
+    drop_later(ChainTask(files, first, rows), tmp_path)
+    every = np.concatenate([pairs, path])
+    graph = coo_matrix((np.ones(len(every)), (every[:, 0], every[:, 1])), shape=(rows, rows))
+    _, components = connected_components(graph, directed=False)
+    _, firsts = np.unique(components, return_index=True)
+    later = np.setdiff1d(np.arange(rows), firsts) + first
+    assert np.load(tmp_path / DROPPED).tolist() == later.tolist()
+
+
+def test_memory_does_not_grow_with_the_pairs_nor_with_the_duplicates(tmp_path: Path) -> None:
+    """Anonymous memory at its peak, with one million and four million numbers on disk."""
+    peaks = []
+    for scale in (1, 4):
+        work = tmp_path / str(scale)
+        work.mkdir()
+        rows = scale << 20
+        numbers = np.arange(rows, dtype=np.uint64)
+        np.save(work / "pairs.npy", np.stack([numbers // 2, numbers], axis=1))
+        np.save(work / "exact.npy", numbers)
+        tracemalloc.start()
+        drop_later(ChainTask([work / "pairs.npy"], 0, rows), work)
+        chains = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        within = rows_within([work / "exact.npy"], Part(work, 0, 1000, 50))
+        assert within.tolist() == list(range(50))
+        peaks.append((chains, tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+        assert len(np.load(work / DROPPED, mmap_mode="r")) == rows - 1
+    assert peaks[1][0] < 1.1 * peaks[0][0]
+    assert peaks[1][1] < 1 << 20
 
 
 def test_buckets_bound_the_memory() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from data_pipeline.dedup.exact import DROPPED
-from data_pipeline.dedup.near import PAIRS, PairTask, drop_later, find_pairs
+from data_pipeline.dedup.near import PAIRS, ChainTask, PairTask, drop_later, find_pairs
 from data_pipeline.dedup.signatures import choose_bands, save_bands, shingles, sign
 from data_pipeline.rows import Part, save_parts
 from data_pipeline.stages.n_grams import plain_words
@@ -66,7 +66,7 @@ def dropped_by_us(texts: list[str], tmp_path: Path, cuts: int = 3) -> set[int]:
             place.mkdir()
             find_pairs(PairTask(tmp_path / "parts.json", [], band, bucket, 1, THRESHOLD), place)
             files.append(place / PAIRS)
-    drop_later(files, tmp_path)
+    drop_later(ChainTask(files, 0, len(texts)), tmp_path)
     return set(np.load(tmp_path / DROPPED).tolist())
 
 
