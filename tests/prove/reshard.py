@@ -17,7 +17,9 @@ from typing import Any
 from parallel.checkpoint.diff import EQUAL, CheckpointDifference
 from tests.support.matrix import LAST, LAYOUTS, SAVED, curve, launch
 
-TOLERANCE = 1e-5  # relative, of losses and gradient norms in float32
+# relative, of losses and gradient norms. In bf16 a rounding is up to 2^-8: the mean loss stays within one, as those of
+# the tokens cancel; the gradient goes back through all blocks, which round again: five. Measured: 4.4e-4 and 4.8e-3
+TOLERANCE = {"fp32": (1e-5, 1e-5), "bf16": (2**-8, 5 * 2**-8)}
 SECONDS_PER_LAUNCH = 3600
 BEGIN, END = "<!-- reshard: begin -->", "<!-- reshard: end -->"
 
@@ -41,9 +43,15 @@ class Pair:
     same_bits: bool
 
     @property
+    def tolerance(self) -> tuple[float, float]:
+        """Of losses and gradient norms: that of bf16 if one of both layouts computes in it."""
+        both = {LAYOUTS[self.source].precision, LAYOUTS[self.target].precision}
+        return TOLERANCE["bf16" if "bf16" in both else "fp32"]
+
+    @property
     def proven(self) -> bool:
         """Whether the pair is as it must be."""
-        near = self.loss <= TOLERANCE and self.grad_norm <= TOLERANCE
+        near = self.loss <= self.tolerance[0] and self.grad_norm <= self.tolerance[1]
         return self.round_trip == self.tensors and near and (self.same_bits or self.source != self.target)
 
 
@@ -73,7 +81,7 @@ def prove(names: Sequence[str], work: Path) -> Iterator[Pair]:
     """Run all ordered pairs of layouts `names`, a launch a world, below the empty directory `work`."""
     by_world: dict[int, list[str]] = {}
     for name in names:
-        by_world.setdefault(LAYOUTS[name][0], []).append(name)
+        by_world.setdefault(LAYOUTS[name].world, []).append(name)
     original: dict[str, Any] = {}
     for world, here in by_world.items():
         original |= launch(here, {}, work / f"original-{world}", SECONDS_PER_LAUNCH)
@@ -87,17 +95,28 @@ def prove(names: Sequence[str], work: Path) -> Iterator[Pair]:
         print(f"world {world}: {len(here) * len(sources)} pairs", file=sys.stderr, flush=True)
 
 
+def prove_together(names: Sequence[str], work: Path) -> list[Pair]:
+    """The same for layouts of one world, in a single launch in the directory `work`, which must not exist."""
+    found = launch(list(names), {}, work, SECONDS_PER_LAUNCH, each_other=True)
+    original = found["original"]
+    return [
+        compare(source, target, original[source], result)
+        for target, results in found["loaded"].items()
+        for source, result in results.items()
+    ]
+
+
 def table(pairs: Sequence[Pair]) -> str:
-    """A Markdown table, a row for each loading layout with its worst figures over all sources."""
+    """A Markdown table, for each loading layout its worst figures over all sources of each precision."""
     lines = [
         "| loaded under | ranks | from | bit-equal tensors after load and save | loss | gradient norm | weights |",
         "|---|---|---|---|---|---|---|",
     ]
-    for target in dict.fromkeys(pair.target for pair in pairs):
-        here = [pair for pair in pairs if pair.target == target]
+    for target, precision in dict.fromkeys((pair.target, LAYOUTS[pair.source].precision) for pair in pairs):
+        here = [pair for pair in pairs if (pair.target, LAYOUTS[pair.source].precision) == (target, precision)]
         trips = f"{sum(p.round_trip for p in here)} of {sum(p.tensors for p in here)}"
         worst = " | ".join(f"{max(getattr(p, key) for p in here):.1e}" for key in ("loss", "grad_norm", "weights"))
-        lines.append(f"| {target} | {LAYOUTS[target][0]} | {len(here)} layouts | {trips} | {worst} |")
+        lines.append(f"| {target} | {LAYOUTS[target].world} | {len(here)} layouts in {precision} | {trips} | {worst} |")
     return "\n".join(lines)
 
 
@@ -105,12 +124,14 @@ def report(pairs: Sequence[Pair]) -> str:
     """The section of the page."""
     own = [pair for pair in pairs if pair.source == pair.target]
     proven = sum(pair.proven for pair in pairs)
+    single, half = TOLERANCE["fp32"][0], TOLERANCE["bf16"]
     lines = [
-        f"{len(pairs)} ordered pairs of {len(own)} layouts, {proven} as they must be: every tensor "
-        f"(weights, both moments) bit-equal after load and save, losses and gradient norms of steps {SAVED + 1} to "
-        f"{LAST} within {TOLERANCE:.0e} of the run that saved and was not interrupted. Under the layout that saved, "
-        f"{sum(pair.same_bits for pair in own)} of {len(own)} go on with the same bits. Figures are the worst of each "
-        "row: relative differences of those steps, and ‖a - b‖ / ‖a‖ of the weights after them.",
+        f"{len(pairs)} ordered pairs of {len(own)} layouts, {proven} as they must be: every tensor (float32 weights, "
+        f"both moments) bit-equal after load and save, losses and gradient norms of steps {SAVED + 1} to {LAST} within "
+        f"{single:.0e} of the run that saved and was not interrupted; where one of both computes in bf16, within "
+        f"{half[0]:.1e} and {half[1]:.1e}. Under the layout that saved, {sum(pair.same_bits for pair in own)} of "
+        f"{len(own)} go on with the same bits. Figures are the worst of each row: relative differences of those steps, "
+        "and ‖a - b‖ / ‖a‖ of the weights after them.",
         "",
         table(pairs),
     ]

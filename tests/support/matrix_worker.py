@@ -66,19 +66,29 @@ def run_layout(name: str, sources: dict[str, str], root: Path, rank: RankInfo) -
     return found
 
 
+def run_layouts(names: list[str], sources: dict[str, str], root: Path, rank: RankInfo) -> dict[str, Any]:
+    """`run_layout` of each."""
+    results = {}
+    for number, name in enumerate(names):
+        faulthandler.dump_traceback_later(_SECONDS_PER_LAYOUT, exit=True)
+        if rank.is_first:
+            print(name, flush=True)
+        results[name] = run_layout(name, sources, root / f"layout-{number}", rank)
+    faulthandler.cancel_dump_traceback_later()
+    return results
+
+
 def main(plan: Path) -> None:
     """Run the plan's layouts; rank 0 writes `results.json` beside it."""
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     rank = RankInfo.from_environment()
     asked = json.loads(plan.read_text())
-    results = {}
-    for number, name in enumerate(asked["names"]):
-        faulthandler.dump_traceback_later(_SECONDS_PER_LAYOUT, exit=True)
-        if rank.is_first:
-            print(name, flush=True)
-        results[name] = run_layout(name, asked["sources"], plan.parent / f"layout-{number}", rank)
-    faulthandler.cancel_dump_traceback_later()
+    results = run_layouts(asked["names"], asked["sources"], plan.parent, rank)
+    if asked["each_other"]:
+        sources = {name: result["saved"] for name, result in results.items()}
+        loaded = run_layouts(asked["names"], sources, plan.parent / "loaded", rank)
+        results = {"original": results, "loaded": loaded}
     if rank.is_first:
         (plan.parent / "results.json").write_text(json.dumps(results))
     close_process_group()
