@@ -68,8 +68,14 @@ def _check(path: Path, manifest: DatasetManifest, config: BuildConfig) -> None:
     """Refuse what would not go with the shards that are there."""
     if not isinstance(config.tokenizer, ExistingTokenizer):
         raise UserError(f"tokenizer: an append takes the dataset's own: `tokenizer: {{kind: existing, path: {path}}}`")
-    if Tokenizer.load(config.tokenizer.path, config.tokenizer.special).digest != manifest.tokenizer.file.digest:
+    tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer.special)
+    if tokenizer.digest != manifest.tokenizer.file.digest:
         raise UserError(f"tokenizer.path: {config.tokenizer.path} is not the tokenizer of {path}: give {path} itself")
+    if manifest.tokenizer.contradicts(tokenizer.special_ids):
+        raise UserError(
+            f"tokenizer.special: {path} has the ids {manifest.tokenizer.special_ids}, not {tokenizer.special_ids}: "
+            f"leave it out and give {path} as tokenizer.path"
+        )
     if config.form != manifest.form:
         raise UserError(f"sources: {path} holds {manifest.form}, these give {config.form}: build another dataset")
     for key, wanted in (

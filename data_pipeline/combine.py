@@ -81,6 +81,8 @@ def _fit(first: Path, one: DatasetManifest, path: Path, other: DatasetManifest) 
     ):
         if a != b:
             raise UserError(f"{path} has another {what} than {first} ({b}, not {a}): build it with the same")
+    if one.tokenizer.contradicts(other.tokenizer.special_ids):
+        raise UserError(f"{path} has other special ids than {first}: build it with the same `tokenizer.special`")
 
 
 def _join_sources(

@@ -42,7 +42,8 @@ class ExistingTokenizer(Settings):
     kind: Literal["existing"]
     path: str = Field(min_length=1)
     special: dict[str, str] = {}  # noqa: RUF012 (pydantic copies defaults)
-    """Which of a `tokenizer.json`'s added tokens serve as mask, bos, eos, pad, header_start, header_end, turn_end."""
+    """Which control pieces, or special tokens of a `tokenizer.json`, serve as mask, bos, eos, pad, header_start,
+    header_end, turn_end."""
 
     @field_validator("special")
     @classmethod

@@ -164,7 +164,8 @@ class SampleReader:
     def _check_tokenizers(self) -> None:
         first = self.datasets[0]
         for dataset in self.datasets:
-            if dataset.tokenizer_digest != first.tokenizer_digest:
+            others = dataset.manifest.tokenizer.special_ids
+            if dataset.tokenizer_digest != first.tokenizer_digest or first.manifest.tokenizer.contradicts(others):
                 raise UserError(
                     f"data.mixture: {dataset.path} and {first.path} were made with different tokenizers: "
                     "build one with `tokenizer: {kind: existing}` and the other's path"

@@ -1,12 +1,13 @@
 """What a dataset is: its shards, their digests, its tokenizer and where the text came from."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_pipeline.config import BuildConfig, Form
+from data_pipeline.config import SPECIAL_ROLES, BuildConfig, Form
 from runtime.errors import UserError
 from runtime.files import digest_bytes, read_json, write_json
 from runtime.settings import Settings
@@ -64,6 +65,16 @@ class TokenizerInfo(Settings):
     """Chats: before and after the name of a role, and at a turn's end."""
     header_end_id: Count | None = None
     turn_end_id: Count | None = None
+
+    @property
+    def special_ids(self) -> dict[str, str | int]:
+        """Role to id, as `Tokenizer.load` takes it."""
+        ids = {role: getattr(self, f"{role}_id") for role in SPECIAL_ROLES}
+        return {role: number for role, number in ids.items() if number is not None}
+
+    def contradicts(self, ids: Mapping[str, str | int]) -> bool:
+        """Whether a role has another id in `ids`; older manifests may not name all roles."""
+        return any(ids.get(role, number) != number for role, number in self.special_ids.items())
 
 
 class SourceInfo(Settings):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_pipeline.chat_template import ChatTemplate
-from data_pipeline.config import BuildConfig, ExistingTokenizer, Form
+from data_pipeline.config import BuildConfig, Form
 from data_pipeline.passes.learn import kept_batches
 from data_pipeline.passes.select import KEEP, Selected
 from data_pipeline.passes.workshop import Unit, Workshop
@@ -31,7 +31,8 @@ class EncodeTask:
     keep: Path
     tokenizer: Path
     digest: str
-    special: dict[str, str]
+    special: dict[str, str | int]
+    """The ids that the manifest will name: beside the file stands no manifest yet."""
     validation: float
     form: Form
 
@@ -50,7 +51,7 @@ def encode_parts(
     config: BuildConfig, selected: Sequence[Selected], tokenizer: Tokenizer, file: Path, workshop: Workshop
 ) -> list[Path]:
     """The directories of the encoded parts, in order. `file` holds the tokenizer."""
-    special = config.tokenizer.special if isinstance(config.tokenizer, ExistingTokenizer) else {}
+    special = tokenizer.special_ids
     units = []
     for one in selected:
         task = EncodeTask(
@@ -95,7 +96,7 @@ class _Encoder:
 
 
 @lru_cache(maxsize=1)
-def _load(file: Path, digest: str, special: tuple[tuple[str, str], ...]) -> Tokenizer:
+def _load(file: Path, digest: str, special: tuple[tuple[str, str | int], ...]) -> Tokenizer:
     """The tokenizer, loaded once for all units of a process: a large vocabulary takes its time."""
     tokenizer = Tokenizer.load(file, dict(special))
     assert tokenizer.digest == digest, f"{file} is the build's own"

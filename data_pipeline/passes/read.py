@@ -105,7 +105,7 @@ def _grouped(pieces: list[Piece], size: int) -> Iterator[list[Piece]]:
     group: list[Piece] = []
     weight = 0
     for piece in pieces:
-        weight += min(piece.file.bytes, piece.end - piece.begin) if piece.end > 1 else piece.file.bytes
+        weight += piece.bytes
         group.append(piece)
         if weight >= size:
             yield group

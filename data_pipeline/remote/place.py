@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from data_pipeline.config import SPECIAL_ROLES, RemoteConfig
+from data_pipeline.config import RemoteConfig
 from data_pipeline.manifest import MANIFEST, DatasetManifest, TokenizerInfo
 from data_pipeline.places import Batch, Split
 from data_pipeline.remote.block_cache import BlockCache
@@ -74,13 +74,10 @@ class RemotePlace:
 
     def tokenizer(self, info: TokenizerInfo) -> Tokenizer:
         """The dataset's tokenizer. Raises UserError if it cannot be read or is damaged."""
-        special: dict[str, str | int] = {
-            role: number for role in SPECIAL_ROLES if (number := getattr(info, f"{role}_id")) is not None
-        }
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / info.file.name
             file.write_bytes(self._files.whole(info.file))
-            return Tokenizer.load(file, special)
+            return Tokenizer.load(file, info.special_ids)
 
     def check(self, shards: Sequence[ShardReader]) -> None:
         """Raise UserError naming the first shard that is missing or not as long as it was; one listing."""

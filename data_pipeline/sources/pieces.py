@@ -47,6 +47,8 @@ class Piece(NamedTuple):
     file: File
     begin: int
     end: int
+    bytes: int
+    """Its share of the file."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +140,19 @@ def _cut_file(source: SourceConfig, file: File, piece_bytes: int) -> list[Piece]
     kind = kind_of_file(source, file.path) if isinstance(source, FileSource) else "text"
     if kind == "jsonl" and not is_packed(file.path):
         borders = [*range(0, max(file.bytes, 1), piece_bytes), file.bytes]
-        return [Piece(file, begin, end) for begin, end in pairwise(borders)]
+        return [Piece(file, begin, end, end - begin) for begin, end in pairwise(borders)]
     if kind not in ("parquet", "arrow"):
-        return [Piece(file, 0, 1)]
+        return [Piece(file, 0, 1, file.bytes)]
     assert isinstance(source, FileSource)
     try:
         parts = count_parts(file, source.storage, kind)
     except Damaged as error:
         if source.damaged == "skip":
-            return [Piece(file, 0, 1)]
+            return [Piece(file, 0, 1, file.bytes)]
         raise damage(source, file, error) from None
     step = max(1, parts * piece_bytes // max(file.bytes, 1))
-    return [Piece(file, begin, min(begin + step, parts)) for begin in range(0, parts, step)]
+    borders = [*range(0, parts, step), parts]
+    return [Piece(file, begin, end, file.bytes * (end - begin) // parts) for begin, end in pairwise(borders)]
 
 
 def damage(source: SourceConfig | FileSource, file: File, error: Damaged) -> UserError:
@@ -183,7 +186,7 @@ def _rows(
     source: JsonLines | Parquet | Arrow | Chats | Preferences, piece: Piece, fields: list[str], limit: int
 ) -> Iterator[Any]:
     """The records of a piece, with at least the given fields and those kept beside them."""
-    file, begin, end = piece
+    file, begin, end, _ = piece
     kind = kind_of_file(source, file.path)
     if kind == "jsonl":
         return objects(file, source.storage, begin, end, limit)

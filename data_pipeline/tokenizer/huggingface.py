@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import SPECIAL_ROLES as ROLES
-from data_pipeline.tokenizer.base import Tokenizer
+from data_pipeline.tokenizer.base import SPACE, Tokenizer, encode_around_signs
 from runtime.errors import UserError, one_line
 
+_IN_UTF8 = [value for value in range(256) if not 0xC0 <= value <= 0xC1 and value < 0xF5]
 _COMMON = {
     "mask": ("<mask>", "<|mdm_mask|>", "<|mask|>", "[MASK]"),
     "bos": ("<s>", "<|startoftext|>", "<|begin_of_text|>", "<bos>"),
@@ -46,15 +47,18 @@ class HuggingFaceTokenizer(Tokenizer):
         self._model.no_truncation()
         size = self._model.get_vocab_size(with_added_tokens=True)
         table = _piece_bytes(self._model, size, decoder)
-        if table is None:
+        if table is None or not {bytes([value]) for value in _IN_UTF8} <= set(table):
             raise UserError(
                 f"{where} is neither byte-level nor has byte pieces, so some text would be lost: use another"
             )
+        spelt = [self._model.token_to_id(f"<0x{value:02X}>") for value in SPACE.encode()]
+        self._sign = None if '"ByteLevel"' in decoder else np.array(spelt, dtype=np.int32)
         super().__init__(model, size, self._roles(special or {}, where), table)
         self._check_round_trip(where)
 
     def _roles(self, special: Mapping[str, str | int], where: str) -> dict[str, int | None]:
-        added = {str(token): number for number, token in self._model.get_added_tokens_decoder().items()}
+        tokens = self._model.get_added_tokens_decoder().items()
+        added = {str(token): number for number, token in tokens if token.special}  # text can spell the others
         found: dict[str, int | None] = {}
         for role in ROLES:
             names = (special[role],) if role in special else _COMMON[role]
@@ -62,16 +66,19 @@ class HuggingFaceTokenizer(Tokenizer):
                 (n if isinstance(n, int) else added[n] for n in names if n in added or isinstance(n, int)), None
             )
             if found[role] is None and (role in special or role in ROLES[:4]):
-                wanted = special.get(role, f"a {role} token")
-                raise UserError(f"{where} has no added token {wanted}: name one under tokenizer.special.{role}")
+                wanted = repr(special[role]) if role in special else f"for {role}"
+                raise UserError(f"{where} has no special added token {wanted}: name one under tokenizer.special.{role}")
         return found
 
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[npt.NDArray[Any]]:
         """Ids of each text as an int32 array; the library chooses its threads."""
         try:
-            encoded = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+            return self._encode(texts) if self._sign is None else encode_around_signs(texts, self._sign, self._encode)
         except (TypeError, UnicodeEncodeError):
             raise UserError("the text holds a lone surrogate, which is no character: leave it out") from None
+
+    def _encode(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
+        encoded = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
 
     def piece(self, number: int) -> str:
@@ -94,7 +101,7 @@ def _piece_bytes(model: Any, size: int, decoder: str) -> list[bytes] | None:
             table.append(bytes(letters[letter] for letter in piece if letter in letters))
         elif '"ByteFallback"' in decoder:
             raw = piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6
-            table.append(bytes([int(piece[3:5], 16)]) if raw else piece.replace("\u2581", " ").encode())
+            table.append(bytes([int(piece[3:5], 16)]) if raw else piece.replace(SPACE, " ").encode())
         else:
             return None
     return table

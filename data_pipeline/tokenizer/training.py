@@ -7,7 +7,8 @@ from typing import Any
 
 import sentencepiece
 
-from data_pipeline.tokenizer.piece_model import FOR_CHATS, NEEDED, SPACE
+from data_pipeline.tokenizer.base import SPACE
+from data_pipeline.tokenizer.piece_model import FOR_CHATS, NEEDED
 from runtime.errors import UserError, one_line
 
 _SENTENCE_CHARACTERS = 1000

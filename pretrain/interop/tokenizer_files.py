@@ -7,7 +7,7 @@ reads SentencePiece models there puts a space before the text, which ours does n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
@@ -19,7 +19,6 @@ from pretrain.interop.description import special_ids
 _SPACE = "\u2581"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # types of pieces in SentencePiece's protocol
 _UNIGRAM = 1  # its type of model; 2 is BPE
-_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
 
 
 def tokenizer_files(tokenizer: Tokenizer, layout: str, sequence_length: int) -> dict[str, Any]:
@@ -27,30 +26,47 @@ def tokenizer_files(tokenizer: Tokenizer, layout: str, sequence_length: int) -> 
 
     In the LLaMA layout BOS is put before a text, as the baseline is trained; the masked model's text has none.
     """
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": sequence_length,
-        "clean_up_tokenization_spaces": False,
-        **_SPECIAL,
-    }
     generation = special_ids(tokenizer)
     if layout == "llada":
         generation["mask_token_id"] = tokenizer.mask_id
     if tokenizer.file_name != TOKENIZER:  # a tokenizer.json already
         return {tokenizer.file_name: tokenizer.model, "generation_config.json": generation}
+    names = _names(tokenizer)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": sequence_length,
+        "clean_up_tokenization_spaces": False,
+        **names,
+    }
     return {
         TOKENIZER: tokenizer.model,
         "tokenizer.json": fast_tokenizer(tokenizer, begins=layout == "llama"),
         "tokenizer_config.json": settings,
-        "special_tokens_map.json": _SPECIAL,
+        "special_tokens_map.json": names,
         "generation_config.json": generation,
     }
 
 
-def fast_tokenizer(tokenizer: Tokenizer, begins: bool) -> dict[str, Any]:
-    """The content of `tokenizer.json`; `begins`: texts begin with BOS."""
+def _names(tokenizer: Tokenizer) -> dict[str, str]:
+    """What the special pieces are called."""
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "mask": tokenizer.mask_id}
+    pieces = {f"{role}_token": tokenizer.piece(number) for role, number in ids.items()}
+    return {"unk_token": _unknown(_proto(tokenizer).pieces), **pieces}
+
+
+def _proto(tokenizer: Tokenizer) -> Any:
     proto = sentencepiece_proto.ModelProto()
     proto.ParseFromString(tokenizer.model)
+    return proto
+
+
+def _unknown(pieces: Iterable[Any]) -> str:
+    return next(piece.piece for piece in pieces if piece.type == _UNKNOWN)
+
+
+def fast_tokenizer(tokenizer: Tokenizer, begins: bool) -> dict[str, Any]:
+    """The content of `tokenizer.json`; `begins`: texts begin with BOS."""
+    proto = _proto(tokenizer)
     pieces = list(proto.pieces)
     replaced = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
     return {
@@ -76,13 +92,14 @@ def _added(number: int, content: str, special: bool) -> dict[str, Any]:
 
 
 def _begin_with_bos(tokenizer: Tokenizer) -> dict[str, Any]:
-    bos: dict[str, Any] = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    name = tokenizer.piece(tokenizer.bos_id)
+    bos: dict[str, Any] = {"SpecialToken": {"id": name, "type_id": 0}}
     first, second = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
     return {
         "type": "TemplateProcessing",
         "single": [bos, first],
-        "pair": [bos, first, {"SpecialToken": {"id": "<s>", "type_id": 1}}, second],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [tokenizer.bos_id], "tokens": ["<s>"]}},
+        "pair": [bos, first, {"SpecialToken": {"id": name, "type_id": 1}}, second],
+        "special_tokens": {name: {"id": name, "ids": [tokenizer.bos_id], "tokens": [name]}},
     }
 
 
@@ -90,7 +107,7 @@ def _bpe(pieces: list[Any]) -> dict[str, Any]:
     return {
         "type": "BPE",
         "dropout": None,
-        "unk_token": "<unk>",
+        "unk_token": _unknown(pieces),
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
         "fuse_unk": True,

@@ -19,6 +19,7 @@ from data_pipeline.build import build_dataset
 from data_pipeline.config import BuildConfig
 from data_pipeline.fates import Fate
 from data_pipeline.manifest import SourceInfo
+from data_pipeline.passes.read import _grouped
 from data_pipeline.sources.config import SourceConfig, Storage
 from data_pipeline.sources.document import SourceDocument
 from data_pipeline.sources.pieces import cut, open_source, read_piece
@@ -113,6 +114,27 @@ def test_every_format_gives_the_same_documents(
         assert [one.text for one in found] == TEXTS, name
         assert [one.id for one in found] == [str(n) for n in range(len(TEXTS))], name
         assert all(one.fate == Fate.KEPT for one in found)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_parts_of_tables_are_units_of_their_own(tmp_path: Path, kind: str) -> None:
+    """A file of 50 row groups (or batches) is no single unit, and its units give what the whole gives."""
+    texts = documents(500, 5)
+    table, path = pa.table({"text": texts}), tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=10)
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as out:
+            out.write_table(table, max_chunksize=10)
+    source = source_of(kind, str(path))
+    size = path.stat().st_size
+    units = list(_grouped(cut(source, open_source(source, tmp_path, tmp_path).files, size // 20), size // 20))
+    assert 10 <= len(units) <= 20
+    pieces = [piece for unit in units for piece in unit]
+    assert [begin for _, begin, _, _ in pieces] == [0, *(end for _, _, end, _ in pieces[:-1])]
+    assert pieces[-1].end == 50
+    assert size - len(pieces) < sum(piece.bytes for piece in pieces) <= size
+    assert [one.text for piece in pieces for one in read_piece(source, piece, 1 << 20)] == texts
 
 
 def test_directories_lists_and_hidden_files(everywhere: dict[str, tuple[str, Path]], tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_models_that_change_text_are_refused(tmp_path: Path) -> None:
     for name, options, problem in (
         ("plain", {"byte_fallback": False}, "byte pieces"),
         ("dummy", {"byte_fallback": True}, "changes the text"),
-        ("nomask", {"byte_fallback": True, "control_symbols": []}, "no control piece <mask>"),
+        ("nomask", {"byte_fallback": True, "control_symbols": []}, "no control piece '<mask>'"),
     ):
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(documents(300, 4)),
