@@ -99,6 +99,10 @@ class SourceInfo(Settings):
     """Documents that a stage left out, by rule."""
     languages: dict[str, Count] = {}  # noqa: RUF012
     """Kept documents by language, if it was told."""
+    normalised: Count = 0
+    """Kept documents whose normal form is another text."""
+    lines_cut: Count = 0
+    """Lines with text that `stages.c4` cut out of kept documents."""
     emails: Count = 0
     """E-mail and IP addresses that were replaced in kept documents."""
     addresses: Count = 0

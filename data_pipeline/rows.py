@@ -19,8 +19,10 @@ ROW = np.dtype(
         ("bytes", "<i8"),
         ("fate", "u1"),
         ("language", "S3"),
-        ("emails", "<u2"),
-        ("addresses", "<u2"),
+        ("normalised", "u1"),  # whether the normal form is another text
+        ("lines_cut", "<u4"),
+        ("emails", "<u4"),
+        ("addresses", "<u4"),
     ]
 )
 DOCUMENT = pa.schema([("text", pa.large_string()), ("id", pa.string()), ("metadata", pa.string())])

@@ -26,7 +26,7 @@ from data_pipeline.stages.decontaminate import REFERENCE, ReferenceTask, gather_
 _BATCH_BYTES = 1 << 22
 _SMALLEST_PART, _LARGEST_PART, _PARTS = 1 << 20, 1 << 26, 64
 _MASK = (1 << 64) - 1
-_MOST = (1 << 16) - 1
+_MOST = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -187,14 +187,14 @@ class _PartWriter:
         self._file = pa.ipc.new_file(str(directory / DOCUMENTS), DOCUMENT, options=options)
 
     def add(self, document: SourceDocument, outcome: Outcome) -> None:
-        text, fate, language, emails, addresses = outcome
+        text, fate, language, normalised, *counts = outcome
         if fate != Fate.KEPT:
-            self._rows.append((0, 0, 0, 0, 0, fate, b"", 0, 0))
+            self._rows.append((0, 0, 0, 0, 0, fate, b"", 0, 0, 0, 0))
             return
         data = text.encode()
         digest = xxhash.xxh3_128_intdigest(data)
         hashes = (xxhash.xxh3_64_intdigest(data, seed & _MASK) for seed in (self._seed, self._seed + 1))
-        found = (language.encode(), min(emails, _MOST), min(addresses, _MOST))
+        found = (language.encode(), normalised, *(min(count, _MOST) for count in counts))
         self._rows.append((digest >> 64, digest & _MASK, *hashes, len(data), fate, *found))
         for column, value in zip(self._columns, (text, document.id, document.metadata), strict=True):
             column.append(value)

@@ -112,8 +112,7 @@ def select_part(task: SelectTask, directory: Path) -> None:
         "bytes": int(stays["bytes"].sum()),
         "train_bytes": int(stays["bytes"][~held].sum()),
         "languages": {code.decode(): int(n) for code, n in zip(languages, times, strict=True) if code},
-        "emails": int(stays["emails"].sum()),
-        "addresses": int(stays["addresses"].sum()),
+        **{key: int(stays[key].sum(dtype=np.int64)) for key in ("normalised", "lines_cut", "emails", "addresses")},
         "digest": digest_bytes(np.packbits(keep).tobytes()),
     }
     np.save(directory / KEEP, keep)

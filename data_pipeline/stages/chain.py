@@ -19,6 +19,9 @@ class Outcome(NamedTuple):
     text: str
     fate: Fate = Fate.KEPT
     language: str = ""
+    normalised: bool = False
+    """Whether the normal form is another text."""
+    lines_cut: int = 0
     emails: int = 0
     addresses: int = 0
 
@@ -36,12 +39,14 @@ class Chain:
     def apply(self, text: str) -> Outcome:
         """What becomes of a document that holds some text."""
         stages = self._stages
+        raw = text
         if stages.normalise:
             text = unicodedata.normalize(stages.normalise, text)
+        normalised = text != raw
         emails = addresses = 0
         if stages.scrub:
             text, emails, addresses = scrub(text, stages.scrub)
-        text, fate = self._judge(text)
+        text, fate, lines_cut = self._judge(text)
         if fate != Fate.KEPT:
             return Outcome(text, fate)
         language = ""
@@ -49,14 +54,14 @@ class Chain:
             language, fate = self._language.judge(text)
         if fate == Fate.KEPT and self._decontaminate:
             fate = self._decontaminate.judge(text)
-        return Outcome(text, fate, language, emails, addresses)
+        return Outcome(text, fate, language, normalised, lines_cut, emails, addresses)
 
-    def _judge(self, text: str) -> tuple[str, Fate]:
-        stages, fate = self._stages, Fate.KEPT
+    def _judge(self, text: str) -> tuple[str, Fate, int]:
+        stages, fate, lines_cut = self._stages, Fate.KEPT, 0
         if stages.c4:
-            text, fate = apply_c4(text, stages.c4)
+            text, fate, lines_cut = apply_c4(text, stages.c4)
         if fate == Fate.KEPT and stages.quality:
             fate = judge_quality(text, stages.quality)
         if fate == Fate.KEPT and stages.repetition:
             fate = judge_repetition(text, stages.repetition)
-        return text, fate
+        return text, fate, lines_cut

@@ -65,15 +65,23 @@ def _ends_with_ellipsis(line: str) -> bool:
     return line.endswith(_ELLIPSES)
 
 
-def apply_c4(text: str, rules: C4) -> tuple[str, Fate]:
-    """The document without the lines that break a rule, and the first rule about pages that it breaks, or KEPT."""
+def apply_c4(text: str, rules: C4) -> tuple[str, Fate, int]:
+    """The document without the lines that break a rule, the first rule about pages that it breaks, or KEPT, and how
+    many lines with text were cut."""
     if rules.placeholder and "lorem ipsum" in text.lower():
-        return text, Fate.PLACEHOLDER
+        return text, Fate.PLACEHOLDER, 0
     if rules.braces and "{" in text:
-        return text, Fate.BRACES
-    text = "\n".join(line for line in text.split("\n") if _stays(line, rules))
+        return text, Fate.BRACES, 0
+    lines = text.split("\n")
+    kept = [line for line in lines if _stays(line, rules)]
+    cut = sum(map(_has_text, lines)) - sum(map(_has_text, kept))
+    text = "\n".join(kept)
     sentences = len(_SENTENCE_END.findall(text))
-    return text, Fate.KEPT if sentences >= rules.min_sentences else Fate.FEW_SENTENCES
+    return text, Fate.KEPT if sentences >= rules.min_sentences else Fate.FEW_SENTENCES, cut
+
+
+def _has_text(line: str) -> bool:
+    return bool(line.strip())
 
 
 def _stays(line: str, rules: C4) -> bool:

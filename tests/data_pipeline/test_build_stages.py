@@ -111,12 +111,13 @@ def test_c4_removes_lines_and_drops_pages() -> None:
         'She said: "I like longer lines."'
     )
     kept = 'This is a sentence of words. And here comes another one!\nShe said: "I like longer lines."'
-    assert apply_c4(page, C4()) == (kept, Fate.KEPT)
+    assert apply_c4(page, C4()) == (kept, Fate.KEPT, 4)
     assert apply_c4(page, C4(min_sentences=4))[1] == Fate.FEW_SENTENCES
     assert apply_c4(page + " Lorem Ipsum dolor.", C4())[1] == Fate.PLACEHOLDER
     assert apply_c4(page + "{", C4())[1] == Fate.BRACES
     loose = C4(terminal_punctuation=False, javascript=False, min_line_words=0, min_sentences=0, braces=False)
-    assert apply_c4(page + "{", loose) == (page + "{", Fate.KEPT)
+    assert apply_c4(page + "{", loose) == (page + "{", Fate.KEPT, 0)
+    assert apply_c4("\n \n" + page, C4())[2] == 4, "lines without text are not counted"
 
 
 @pytest.mark.parametrize(
@@ -170,9 +171,9 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, package: st
 def test_stages_in_their_order() -> None:
     chain = Chain(StagesConfig.parse({"normalise": "NFKC", "scrub": {}, "quality": {**OFF, "min_words": 2}}, "stages"))
     outcome = chain.apply("\ufb01ne \uff21@mail.example.com")
-    assert outcome == ("fine [EMAIL]", Fate.KEPT, "", 1, 0)
+    assert outcome == ("fine [EMAIL]", Fate.KEPT, "", True, 0, 1, 0)
     assert chain.apply("one").fate == Fate.TOO_SHORT
-    assert Chain(StagesConfig()).apply("\ufb01 \u2028 kept") == ("\ufb01 \u2028 kept", Fate.KEPT, "", 0, 0)
+    assert Chain(StagesConfig()).apply("\ufb01 \u2028 kept") == ("\ufb01 \u2028 kept", Fate.KEPT, "", False, 0, 0, 0)
 
 
 def test_words_and_n_grams() -> None:

@@ -212,16 +212,24 @@ def test_every_stage_at_once_is_counted(maker: tuple[Callable[..., BuildConfig],
     texts = [
         f"{prose} {n}. {' '.join(words_of(Random(n), 60))} be with the end.\nMail {n}@example.org" for n in range(40)
     ]
+    texts[3] = texts[3].replace("number", "nume\u0301ro")
     texts += ["too short", "Das ist ein deutscher Text über einen Garten mit vielen Blumen und Bäumen. " * 3]
     stages = {
-        "normalise": "NFC", "scrub": {}, "quality": {"min_words": 10, "min_word_length": 1, "min_stop_words": 0},
+        "normalise": "NFC", "scrub": {}, "c4": {"min_sentences": 0},
+        "quality": {"min_words": 10, "min_word_length": 1, "min_stop_words": 0},
         "repetition": {"top_n_grams": {}, "repeated_n_grams": {}}, "language": {"keep": ["en"]},
     }  # fmt: skip
     found = build(maker, tmp_path, texts, stages)
     assert found.documents == 40
     assert found.emails == 40
+    assert (found.normalised, found.lines_cut) == (1, 40)
     assert found.languages == {"en": 40}
     for shard in TokenDataset(tmp_path / "out").shards:
         assert set(shard.document_table().column("language").to_pylist()) == {"en"}
     assert found.filtered == {"too_short": 1, "language": 1}
     assert found.documents + sum(found.filtered.values()) == len(texts)
+
+
+def test_counts_do_not_end_at_sixteen_bits(maker: tuple[Callable[..., BuildConfig], Path], tmp_path: Path) -> None:
+    found = build(maker, tmp_path, ["a@b.org " * 70_000, "nothing"], {"scrub": {}})
+    assert (found.documents, found.emails, found.addresses) == (2, 70_000, 0)
