@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
-from pretrain.flops import training_flops_per_token
+from pretrain.hardware_flops import hardware_flops
 from pretrain.planning.memory import Memory
 from pretrain.planning.traffic import traffic
-from pretrain.stage_cut import stages_of
+from pretrain.stage_cut import imbalance
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,16 @@ DEVICES = {
 
 
 def step_seconds(config: RunConfig, layout: ParallelConfig, world: int, device: Device) -> float:
-    """Seconds of a step: compute with the pipeline's bubble, then traffic at the bandwidth of each axis.
+    """Seconds of a step: compute of the busiest stage with the pipeline's bubble, then traffic at each axis' bandwidth.
 
     Tensor and context traffic stay in a node while their product fits one; nothing is assumed to overlap.
     """
-    train = config.train
-    flops = training_flops_per_token(
-        config.model, train.sequence_length, config.objective.causal, config.objective.head_rows
-    )
-    work = flops.total * (4 / 3 if layout.recompute == "full" else 1.0) * train.tokens_per_step / world
-    stages = stages_of(config, layout)
-    worst = max(len(s.layers) for s in stages) * len(stages) / config.model.layers
+    flops = hardware_flops(config.model_copy(update={"parallel": layout}))
+    work = flops.total * config.train.tokens_per_step / world * imbalance(config, layout)
     bubble = (layout.pipeline - 1) / (config.micro_batches(world) * layout.virtual_pipeline)
     sent = traffic(config, layout, world)
     inside = layout.tensor * layout.context <= device.ranks_per_node
     near = device.node_bandwidth if inside else device.network_bandwidth
     far = device.node_bandwidth if world <= device.ranks_per_node else device.network_bandwidth
     communication = (sent.tensor + sent.context) / near + (sent.pipeline + sent.data) / far
-    return work / (device.flops * device.efficiency) * worst * (1 + bubble) + communication
+    return work / (device.flops * device.efficiency) * (1 + bubble) + communication
