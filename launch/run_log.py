@@ -8,39 +8,61 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.slurm.attempts import read_metadata
+from launch.slurm.client import NoAnswer, have_slurm, queued
+from launch.slurm.control import runs_on_this_machine
+from launch.slurm.record import read_submission
 from pretrain.run_directory import RunDirectory
 from runtime.errors import UserError
 
 _PAUSE = 0.5
+_QUEUE_PAUSE = 2.0
 
 
 def rank_log(directory: RunDirectory, rank: int, attempt: int | None, follow: bool) -> Iterator[str]:
-    """Lines of a rank's log. With `follow` it waits for more, through restarts, until the run's last attempt ends.
+    """Lines of a rank's log. With `follow` it waits for more, through restarts and for a first attempt that still waits
+    in the queue, until nothing of the run waits or runs.
 
     Raises UserError if there is no such attempt, or the rank has no log in it.
     """
     attempts = len(read_metadata(directory)["attempts"])
-    number = attempts - 1 if attempt is None else attempt
-    if not 0 <= number < attempts:
+    number = max(0, attempts - 1) if attempt is None else attempt
+    awaited = follow and number == attempts and _goes_on(directory)
+    if number >= attempts and not awaited:
         raise UserError(f"{directory.root} has no attempt {number}: it has {attempts}, counted from 0")
-    path = _path(directory, number, rank)
-    if not follow:
-        if not path.exists():
-            raise UserError(f"{path} does not exist: rank {rank} has not started in attempt {number}")
-        yield from _lines(path, 0)[0]
+    if follow:
+        yield from _followed(directory, rank, number)
         return
+    path = _path(directory, number, rank)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: rank {rank} has not started in attempt {number}")
+    yield from _lines(path, 0)[0]
+
+
+def _followed(directory: RunDirectory, rank: int, number: int) -> Iterator[str]:
     offset = 0
     while True:
-        over = "outcome" in read_metadata(directory)["attempts"][number]
-        lines, offset = _lines(path, offset)
+        attempts = read_metadata(directory)["attempts"]
+        waits = number >= len(attempts) or "outcome" in attempts[number]
+        over = waits and not _goes_on(directory)
+        lines, offset = _lines(_path(directory, number, rank), offset)
         yield from lines
-        if over and len(read_metadata(directory)["attempts"]) > number + 1:
+        if waits and len(read_metadata(directory)["attempts"]) > number + 1:
             number, offset = number + 1, 0
-            path = _path(directory, number, rank)
         elif over:
             return
         else:
-            time.sleep(_PAUSE)
+            time.sleep(_QUEUE_PAUSE if waits else _PAUSE)
+
+
+def _goes_on(directory: RunDirectory) -> bool:
+    """Whether a job of the run waits or runs, or a process of this machine has it. Slurm's silence is no end."""
+    submission = read_submission(directory)
+    try:
+        if submission is not None and have_slurm() and queued(submission.name):
+            return True
+    except NoAnswer:
+        return True
+    return runs_on_this_machine(directory)
 
 
 def job_log(directory: RunDirectory) -> Path:

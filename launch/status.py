@@ -15,6 +15,7 @@ from launch.slurm.attempts import read_metadata, saved_step
 from launch.slurm.client import NoAnswer, QueuedJob, have_slurm, queued
 from launch.slurm.control import runs_on_this_machine
 from launch.slurm.record import Submission, read_submission
+from launch.slurm.unable_nodes import unable_nodes
 from pretrain.goodput import newest_accounts
 from pretrain.run_directory import RunDirectory
 from runtime.errors import UserError
@@ -121,6 +122,9 @@ def _state(
         return active.state.lower(), "" if active.reason == "None" else active.reason
     if runs_on_this_machine(directory):
         return "running", ""
+    unable = unable_nodes(directory)
+    if unable:
+        return "failed", "; ".join(f"{node}: {reason}" for node, reason in unable.items())
     last = attempts[-1] if attempts else {}
     reason = str(last.get("reason", ""))
     if "outcome" in last:

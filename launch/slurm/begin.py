@@ -1,7 +1,7 @@
 """`python -m launch.slurm.begin RUN NODE…`: the script's first question. Prints the number of the new attempt.
 
-Prints nothing if there is nothing to do; ends with code 1 if attempt after attempt has brought no checkpoint (a
-job that takes its node down never comes to its verdict).
+Prints `end` if there is nothing to do, or with an exit code why not; code 1: attempt after attempt has brought no
+checkpoint (a job that takes its node down never comes to its verdict). No answer at all: the node is unable.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 from launch.slurm.attempts import begin_attempt, end_attempt, fruitless, saved_step
+from launch.slurm.bad_nodes import remember
 from launch.slurm.health import note_expectations
-from launch.slurm.record import read_submission, stop_requested
+from launch.slurm.record import Submission, read_submission, stop_requested
+from launch.slurm.unable_nodes import forget_unable_nodes, unable_nodes
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
 from runtime.claims import file_system_time, newest_claim
@@ -38,6 +40,7 @@ def begin(root: Path, nodes: list[str]) -> int | None:
         return None
     job = os.environ.get("SLURM_JOB_ID", "")
     _let_go(root, config.lease.stale, job)
+    _remember_unable(directory, submission)
     ranks = submission.ranks
     attempt = begin_attempt(directory, ranks, config.parallel.describe(ranks), nodes, os.environ)
     tries = fruitless(directory, [*submission.jobs, job])
@@ -47,6 +50,18 @@ def begin(root: Path, nodes: list[str]) -> int | None:
         raise LacunaError(reason)
     note_expectations(directory, attempt)
     return attempt
+
+
+def _remember_unable(directory: RunDirectory, submission: Submission) -> None:
+    """Nodes on which no attempt could start are bad: here, one can."""
+    unable = unable_nodes(directory)
+    if not unable:
+        return
+    try:
+        remember(Path(submission.bad_nodes), unable, submission.bad_node_days)
+        forget_unable_nodes(directory)
+    except (LacunaError, OSError) as error:
+        print(f"lacuna: {', '.join(unable)} cannot be remembered as bad: {one_line(error)}", file=sys.stderr)
 
 
 def _let_go(root: Path, stale: float, job: str) -> None:
@@ -69,9 +84,9 @@ def main(arguments: list[str]) -> int:
         attempt = begin(Path(arguments[0]), arguments[1:])
     except LacunaError as error:
         print(f"lacuna: {one_line(error)}", file=sys.stderr)
+        print("end")
         return error.exit_code
-    if attempt is not None:
-        print(attempt)
+    print("end" if attempt is None else attempt)
     return 0
 
 

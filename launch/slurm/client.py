@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from runtime.errors import PreflightError, UserError, one_line
@@ -74,25 +74,38 @@ def queued(*names: str) -> list[QueuedJob]:
     return sorted(jobs, key=lambda job: int(job.identity))
 
 
-def submit_script(script: str, directory: str, comment: str) -> str:
-    """Submit `script` from `directory`; returns the job id. Raises as `call` does."""
-    answer = call("sbatch", "--parsable", f"--chdir={directory}", f"--comment={comment}", script)
+def submit_script(script: str, directory: str, comment: str, exclude: Iterable[str] | None = None) -> str:
+    """Submit `script` from `directory`; returns the job id. Raises as `call` does.
+
+    `exclude`: nodes to stay away from, instead of those that the script names.
+    """
+    options = [f"--chdir={directory}", f"--comment={comment}", *_excluding(exclude)]
+    answer = call("sbatch", "--parsable", *options, script)
     return answer.strip().partition(";")[0]
 
 
-def test_script(script: str, directory: str) -> str:
+def test_script(script: str, directory: str, exclude: Iterable[str] | None) -> str:
     """Ask Slurm whether it would take `script`; nothing is submitted. Returns a doubt to tell, or an empty string.
 
     Raises Refused with Slurm's words. It says the same of nodes that are drained just now as of nodes that cannot be;
     only the latter are refused by a submission.
     """
     try:
-        call("sbatch", "--test-only", f"--chdir={directory}", script)
+        call("sbatch", "--test-only", f"--chdir={directory}", *_excluding(exclude), script)
     except Refused as error:
         if _NO_NODES not in str(error):
             raise
         return "no node that is up could run this job now: it waits until that changes"
     return ""
+
+
+def _excluding(nodes: Iterable[str] | None) -> list[str]:
+    return [] if nodes is None else [f"--exclude={','.join(sorted(nodes))}"]
+
+
+def keep_away(job: str, nodes: Iterable[str]) -> None:
+    """Exclude just these nodes from a job that waits. Raises as `call` does."""
+    call("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(sorted(nodes))}")
 
 
 def cancel(jobs: Sequence[str]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
-from launch.slurm.client import QueuedJob, cancel, queued, release, warn
+from launch.slurm.bad_nodes import bad_nodes
+from launch.slurm.client import QueuedJob, cancel, keep_away, queued, release, warn
 from launch.slurm.record import read_submission, request_stop
 from launch.slurm.submit import submit_again
 from pretrain.run_directory import RunDirectory
@@ -54,6 +56,8 @@ def requeue(directory: RunDirectory) -> str:
         )
     for job in running:
         warn(job.identity)
+    for job in waiting:
+        keep_away(job.identity, bad_nodes(Path(submission.bad_nodes)))
     held = [job for job in waiting if "held" in job.reason.lower()]
     for job in held:
         release(job.identity)

@@ -47,10 +47,44 @@ first=${nodes%%$'\\n'*}
 getent hosts "$first" >/dev/null || first=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
 export MASTER_ADDR="$first" MASTER_PORT=$((20000 + (7 * SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 20000))"""
 
+_FINISH = """\
+# finish requeue|end|cancel CODE [NODES TO EXCLUDE]: the end of this script, and of the chain if it is `cancel`.
+finish() {{
+{chain}    [ "$1" = requeue ] || exit "$2"
+    trap '' TERM
+    for pause in 1 2 4 8 16 32; do
+        scontrol requeue "$SLURM_JOB_ID" && break
+        sleep "$pause"
+    done
+    # Only a job that waits can be kept away from nodes; Slurm ends this script a while after the requeue.
+    for pause in 1 2 4 8 16; do
+        [ -z "$3" ] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$3" && break
+        sleep "$pause"
+    done
+    exit 75
+}}"""
+
+_LINKS = """\
+    # Links of the chain that wait go if they could not do better, and else stay away from the nodes too.
+    [ "$1" != cancel ] || scancel --state=PENDING --name="$SLURM_JOB_NAME"
+    [ -z "$3" ] || squeue --noheader --states=PENDING --name="$SLURM_JOB_NAME" --format=%A \\
+        | xargs -rI{} scontrol update JobId={} ExcNodeList="$3"
+"""
+
 _BEGIN = """\
-# Register this attempt. No number: the run is finished, or was told to stop.
-attempt=$("${python[@]}" -m launch.slurm.begin "$run" $nodes) || exit
-[ -n "$attempt" ] || exit 0"""
+# Register this attempt. `end`: the run is finished, was told to stop, or is given up.
+attempt=$("${{python[@]}}" -m launch.slurm.begin "$run" $nodes); code=$?
+[ "$attempt" != end ] || exit "$code"
+
+# No answer: this node has no such Python, or does not see the run. The next attempt that begins remembers it as bad.
+if [ -z "$attempt" ]; then
+    [ "$code" -lt 128 ] && [ -z "$asked" ] || exit "$code"
+    echo "lacuna: $SLURMD_NODENAME cannot start an attempt (code $code)" >&2
+    unable=$run/logs/unable-nodes
+    echo "$SLURMD_NODENAME $code" >>"$unable" && [ "$(wc -l <"$unable")" -lt {tries} ] || finish cancel "$code"
+    others=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\\([^( ][^( ]*\\).*/\\1,/p')
+    finish {again} "$code" "$others$SLURMD_NODENAME"
+fi"""
 
 _SHOW = """\
 # Show the run to MLflow while this script lives.
@@ -76,29 +110,18 @@ if [ "$code" = 0 ] && [ -z "$asked" ]; then
 fi"""
 
 _VERDICT = """\
-# What now? `requeue [NODES TO EXCLUDE]`, `end CODE` or, for a whole chain, `cancel CODE`; run.json says why.
+# What now? `requeue`, `end` or, for a whole chain, `cancel`, each with CODE [NODES TO EXCLUDE]; run.json says why.
 verdict=$(scontrol show job "$SLURM_JOB_ID" \\
     | "${python[@]}" -m launch.slurm.verdict "$run" "$attempt" "$stage" "$code" $asked) || verdict="end $code"
-read -r action argument <<<"$verdict\""""
+read -r action result exclude <<<"$verdict\""""
 
 _CLEAN = """\
 # The folders on the nodes go.
 srun --ntasks-per-node=1 --ntasks="$SLURM_NNODES" rm -rf -- "$TMPDIR\""""
 
-_CANCEL = """\
-# The other links of the chain could not do better.
-[ "$action" != cancel ] || scancel --state=PENDING --name="$SLURM_JOB_NAME\""""
-
-_REQUEUE = """\
-# Last of all, since a requeue ends this script: back into the queue.
-[ "$action" = requeue ] || exit "$argument"
-trap '' TERM
-for pause in 1 2 4 8 16 32; do
-    scontrol requeue "$SLURM_JOB_ID" && break
-    sleep "$pause"
-done
-[ -z "$argument" ] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$argument"
-exit 75"""
+_LAST = """\
+# Last of all, since a requeue ends this script.
+finish "$action" "$result" "$exclude\""""
 
 
 @dataclass(frozen=True)
@@ -140,7 +163,9 @@ def render(job: Job) -> str:
     check_run_path(job.run)
     cluster, blocks = job.cluster, [_header(job)]
     blocks.append(f"run={shlex.quote(str(job.run))}\npython=({shlex.join([*cluster.container, job.python, '-P'])})")
-    blocks += [signal_lines(cluster), *site_lines(cluster), _MEET, _BEGIN]
+    blocks += [signal_lines(cluster), *site_lines(cluster), _MEET]
+    blocks.append(_FINISH.format(chain=_LINKS if job.chain > 1 else ""))
+    blocks.append(_BEGIN.format(tries=cluster.give_up_after, again="requeue" if job.requeues else "end"))
     if cluster.scratch:
         blocks.append(_scratch(cluster.scratch))
     if job.tracking:
@@ -150,9 +175,7 @@ def render(job: Job) -> str:
         blocks.append(_CLEAN)
     if job.tracking:
         blocks.append(_SHOWN)
-    if job.chain > 1:
-        blocks.append(_CANCEL)
-    return "\n\n".join([*blocks, _REQUEUE]) + "\n"
+    return "\n\n".join([*blocks, _LAST]) + "\n"
 
 
 def _header(job: Job) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from launch.slurm.cluster import ClusterConfig
 from launch.slurm.preflight import check_limits, check_memory, check_room, seconds
 from launch.slurm.record import Submission, read_submission, request_stop, write_submission
 from launch.slurm.script import Job, check_run_path, job_name, render
+from launch.slurm.unable_nodes import forget_unable_nodes
 from launch.train import check_before_start, resolve_paths
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
@@ -119,7 +121,10 @@ def submit(prepared: Prepared, patience: float = _PATIENCE) -> list[str]:
 
 
 def submit_again(directory: RunDirectory, patience: float = _PATIENCE) -> list[str]:
-    """Put the run's job, as it was submitted before, into the queue anew. Returns its id. Raises as `submit` does."""
+    """Put the run's job, as it was submitted before, into the queue anew, away from the nodes that are bad by now.
+
+    Returns its id. Raises as `submit` does.
+    """
     last = read_submission(directory)
     if last is None or not (directory.root / SCRIPT).exists():
         raise UserError(f"{directory.root} was not submitted: use `lacuna submit`")
@@ -130,11 +135,13 @@ def submit_again(directory: RunDirectory, patience: float = _PATIENCE) -> list[s
 
 def _enqueue(directory: RunDirectory, submission: Submission, patience: float) -> list[str]:
     script = directory.root / SCRIPT
-    doubt = test_script(str(script), str(directory.root))
+    exclude = bad_nodes(Path(submission.bad_nodes))
+    doubt = test_script(str(script), str(directory.root), exclude)
     if doubt:
         print(f"lacuna: {doubt}", file=sys.stderr)
+    forget_unable_nodes(directory)
     for number in range(submission.wanted):
-        job = submit_once(script, submission.name, f"{submission.token}-{number}", patience)
+        job = submit_once(script, submission.name, f"{submission.token}-{number}", patience, exclude)
         submission = replace(submission, jobs=[*submission.jobs, job])
         write_submission(directory, submission)
     return submission.jobs
@@ -180,15 +187,18 @@ def _write(prepared: Prepared, directory: RunDirectory, name: str) -> Submission
     return submission
 
 
-def submit_once(script: Path, name: str, comment: str, patience: float = _PATIENCE) -> str:
+def submit_once(
+    script: Path, name: str, comment: str, patience: float = _PATIENCE, exclude: Iterable[str] | None = None
+) -> str:
     """Submit, and if no answer comes, look whether it was done before trying again. Returns the job's id.
+    `exclude` as in `submit_script`.
 
     Raises PreflightError if Slurm refuses, or if it does not answer for `patience` seconds.
     """
     give_up = time.monotonic() + patience
     while True:
         try:
-            return submit_script(str(script), str(script.parent), comment)
+            return submit_script(str(script), str(script.parent), comment, exclude)
         except Refused as error:
             raise PreflightError(f"{error}: mend the cluster file or the options") from None
         except NoAnswer as error:

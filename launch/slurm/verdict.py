@@ -1,14 +1,15 @@
 """`python -m launch.slurm.verdict RUN ATTEMPT STAGE CODE [--asked]`: what the script does after its steps.
 
 Reads `scontrol show job` on standard input. Notes in `run.json` how the attempt ended, and prints one line:
-`requeue [NODES TO EXCLUDE]`, `end CODE`, or `cancel CODE`, an end that also takes back the rest of a chain.
+`requeue`, `end`, or `cancel`, an end that also takes back the rest of a chain, each with CODE [NODES TO EXCLUDE].
 """
 
 from __future__ import annotations
 
 import re
+import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.slurm.attempts import end_attempt, fruitless, read_metadata, saved_step
@@ -21,11 +22,12 @@ from runtime.errors import LacunaError, PreflightError, Requeue, UserError, one_
 
 _FINAL = (UserError.exit_code, PreflightError.exit_code)  # the same again would end the same
 _STOPPED = Requeue.exit_code
+_ENDED_BY_SLURM = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`action`: requeue, end or cancel. `exclude`: nodes that the requeued job stays away from."""
+    """`action`: requeue, end or cancel. `exclude`: nodes that the job, or the rest of its chain, stays away from."""
 
     action: str
     code: int
@@ -33,9 +35,7 @@ class Verdict:
 
     def line(self) -> str:
         """The script's answer."""
-        return (
-            f"requeue {','.join(self.exclude)}".rstrip() if self.action == "requeue" else f"{self.action} {self.code}"
-        )
+        return f"{self.action} {self.code} {','.join(self.exclude)}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def conclude(root: Path, attempt: int, stage: str, code: int, asked: bool, job: 
         end_attempt(directory, attempt, "finished", 0, "")
         return Verdict("end", 0)
     unfit: dict[str, str] = {}
-    if asked and stage == "health":
+    if stage == "health" and (asked or code == _ENDED_BY_SLURM):  # a preemption may tell the steps only
         cause = Cause(_STOPPED, "stopped before the ranks started")
     elif stage == "health":
         cause, unfit = _health_failure(directory, attempt)
@@ -114,11 +114,9 @@ def _judged(
     verdict, reason = judge(situation), cause.message
     if verdict.action == "cancel" and situation.hopeless and cause.code not in _FINAL:
         reason += f"; {situation.fruitless} attempts in a row brought no checkpoint: given up"
-    path = Path(submission.bad_nodes)
-    if unfit:
-        remember(path, unfit, submission.bad_node_days)
-    if verdict.action == "requeue" and unfit:
-        verdict = Verdict("requeue", verdict.code, tuple(sorted(bad_nodes(path))))
+    avoid = _nodes_to_avoid(submission, unfit)
+    if verdict.action != "cancel":
+        verdict = replace(verdict, exclude=avoid)
     outcome = "stopped" if cause.code == _STOPPED else "failed"
     end_attempt(directory, attempt, outcome, cause.code, reason)
     print(
@@ -126,6 +124,18 @@ def _judged(
         file=sys.stderr,
     )
     return verdict
+
+
+def _nodes_to_avoid(submission: Submission, unfit: dict[str, str]) -> tuple[str, ...]:
+    """All that are bad by now, here or in another run; a list that is out of order keeps no job from going on."""
+    path = Path(submission.bad_nodes)
+    try:
+        if unfit:
+            remember(path, unfit, submission.bad_node_days)
+        return tuple(sorted({**bad_nodes(path), **unfit}))
+    except (LacunaError, OSError) as error:
+        print(f"lacuna: bad nodes are not remembered: {one_line(error)}", file=sys.stderr)
+        return tuple(sorted(unfit))
 
 
 def _health_failure(directory: RunDirectory, attempt: int) -> tuple[Cause, dict[str, str]]:

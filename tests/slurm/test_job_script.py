@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from launch.slurm.cluster import ClusterConfig
 from launch.slurm.script import Job, check_run_path, job_name, render
+from launch.slurm.unable_nodes import forget_unable_nodes, unable_nodes
+from pretrain.run_directory import RunDirectory
 from runtime.errors import UserError
 from tests.support.slurm_jobs import golden_jobs
 
@@ -31,8 +33,46 @@ def test_bash_reads_it(name: str) -> None:
 
 def test_requeue_is_the_last_action() -> None:
     lines = render(golden_jobs()["submit-gpu"]).splitlines()
-    after = lines[next(n for n, line in enumerate(lines) if "scontrol requeue" in line) + 1 :]
-    assert [line.split()[0] for line in after] == ["sleep", "done", "[", "exit"]
+    after = lines[next(n for n, line in enumerate(lines) if "scontrol requeue" in line) + 1 : lines.index("}", 60)]
+    assert [line.split()[0] for line in after] == ["sleep", "done", "#", "for", "[", "sleep", "done", "exit"]
+    assert lines[-1] == 'finish "$action" "$result" "$exclude"'
+
+
+def _unable(folder: Path, chain: int = 1, code: int = 127) -> tuple[int, list[str]]:
+    """Run a script on node1, whose Python ends with `code` and no word. Returns the exit code, and what Slurm is told.
+
+    Slurm's commands and `sleep` only note their words; a list of nodes is taken at the third time.
+    """
+    note = f'#!/bin/bash\necho "${{0##*/}} $*" >>"{folder}/told"\n'
+    update = '[[ "$*" != *ExcNodeList* ]] || [ "$(grep -c ExcNodeList= "${0%/*}/told")" -ge 3 ]'
+    shown = "[ $1 != show ] || echo '   ReqNodeList=(null) ExcNodeList=node[7-8]'"
+    programs = {"python": f"#!/bin/bash\nexit {code}\n", "sleep": "#!/bin/bash\n", "getent": "#!/bin/bash\n",
+                "scancel": note, "squeue": f"{note}echo 8\n", "scontrol": f"{note}{shown}\n{update}\n"}  # fmt: skip
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / "run/logs").mkdir(parents=True, exist_ok=True)
+    cluster = ClusterConfig(name="x", give_up_after=2)
+    script = render(Job(folder / "run", "n", "single", 1, 1, cluster, str(folder / "python"), chain=chain))
+    variables = {"PATH": f"{folder}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "node1"}
+    variables |= {"SLURM_JOB_NAME": "me", "SLURM_JOB_NODELIST": "node1"}
+    (folder / "told").unlink(missing_ok=True)
+    result = subprocess.run(["bash", "-c", script], env=variables, check=False, timeout=60, stderr=subprocess.DEVNULL)
+    return result.returncode, [line for line in (folder / "told").read_text().splitlines() if " show " not in line]
+
+
+def test_a_job_whose_first_node_has_no_python_goes_elsewhere_until_it_is_given_up(tmp_path: Path) -> None:
+    away = "scontrol update JobId=7 ExcNodeList=node[7-8],node1"
+    assert _unable(tmp_path) == (75, ["scontrol requeue 7", away, away, away])
+    assert unable_nodes(RunDirectory(tmp_path / "run")) == {
+        "node1": "the job's script could not start an attempt (code 127)"
+    }
+    assert _unable(tmp_path) == (127, [])
+    forget_unable_nodes(RunDirectory(tmp_path / "run"))
+    links = ["squeue --noheader --states=PENDING --name=me --format=%A"]
+    assert _unable(tmp_path, 2, 126) == (126, [*links, "scontrol update JobId=8 ExcNodeList=node[7-8],node1"])
+    assert _unable(tmp_path, 2, 126) == (126, ["scancel --state=PENDING --name=me"])
+    assert _unable(tmp_path, 2, 143) == (143, [])  # ended, not unable
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from launch.slurm.bad_nodes import bad_nodes, remember
 from parallel.checkpoint.catalogue import list_checkpoints
 from pretrain.tracking.spool import read_metrics
 from tests.support.command_line import refusal, succeeded
@@ -139,14 +140,21 @@ def test_before_the_time_limit_it_saves_requeues_and_goes_on_until_it_is_told_to
 def test_the_guilty_rank_is_named_and_a_crash_loop_ends(
     lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
 ) -> None:
-    fault = 'case "$SLURM_PROCID $*" in "1 "*launch.worker*) exit 42;; esac'
+    """On the first node Python is missing at first; the second attempt is made elsewhere."""
+    fault = 'case "$SLURMD_NODENAME $*" in "node1 "*launch.slurm.begin*) exit 127;; esac\n'
+    fault += 'case "$SLURM_PROCID $*" in "1 "*launch.worker*) exit 42;; esac'
     run = tmp_path / 'it\'s a $(touch harm) `run`; "x"'  # Slurm and bash get hostile names as they are
     (job,) = _submit(lab, small_recipe, cluster(python=_python(tmp_path, fault), give_up_after=2), run)
     assert lab.wait_for_end(job) == "FAILED"
     assert lab.job(job, "ExitCode") == "42:0", _log(run, job)
     reasons = [a["reason"] for a in _attempts(run)]
     assert len(reasons) == 2
-    assert reasons[0] == f"rank 1 on node2 ended with code 42 and no word; see {run}/logs/0"
+    assert "node1 cannot start an attempt (code 127)" in _log(run, job)
+    bad = lab.root / "home/lacuna/bad-nodes-lab.json"
+    assert bad_nodes(bad) == {"node1": "the job's script could not start an attempt (code 127)"}
+    bad.unlink()
+    assert [a["nodes"] for a in _attempts(run)] == 2 * [["node2", "node3"]]
+    assert reasons[0] == f"rank 1 on node3 ended with code 42 and no word; see {run}/logs/0"
     assert not list(tmp_path.rglob("harm"))
     assert reasons[1].endswith("; 2 attempts in a row brought no checkpoint: given up")
 
@@ -155,8 +163,11 @@ def test_a_chain_of_three_jobs_is_one_training(
     lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    jobs = _submit(lab, small_recipe, cluster(), run, "--chain", "3", "train.steps=300", "checkpoint.every=1000")
+    bad = tmp_path / "bad.json"
+    file = cluster(bad_nodes={"file": str(bad)})
+    jobs = _submit(lab, small_recipe, file, run, "--chain", "3", "train.steps=300", "checkpoint.every=1000")
     assert len(jobs) == 3
+    remember(bad, {"node1": "found since"}, days=1)
     line = refusal(lab.lacuna("submit", small_recipe, "--cluster", cluster(), "--gpus-per-node", "1", "--run", run))
     assert f"has jobs in the queue: {', '.join(jobs)}; " in line
     for link in range(2):
@@ -165,6 +176,7 @@ def test_a_chain_of_three_jobs_is_one_training(
     assert [lab.wait_for_end(job) for job in jobs] == ["FAILED", "FAILED", "COMPLETED"]
     assert [(a["job"], a["exit_code"]) for a in _attempts(run)] == list(zip(jobs, [75, 75, 0], strict=True))
     assert _steps_once_each(run) == 300
+    assert [a["nodes"] for a in _attempts(run)] == [["node1", "node2"], ["node2", "node3"], ["node2", "node3"]]
 
 
 def test_slurmctld_killed_as_it_takes_the_job(
@@ -210,9 +222,16 @@ def test_slurmctld_killed_as_it_takes_the_job(
     assert "no node that is up could run this job now" in result.stderr
     succeeded(lab.lacuna("stop", tmp_path / "run"))
     assert queued() == []
+    bad = lab.root / "home/lacuna/bad-nodes-lab.json"
+    remember(bad, {"node3": "found since"}, days=1)
     assert "is in the queue" in succeeded(lab.lacuna("requeue", tmp_path / "run"))
     (again,) = queued()
+    assert lab.job(again, "ExcNodeList") == "node3"
+    bad.unlink()
+    remember(bad, {"node2": "found later"}, days=1)
     assert "is waiting already" in succeeded(lab.lacuna("requeue", tmp_path / "run"))
+    assert lab.job(again, "ExcNodeList") == "node2"
+    bad.unlink()
     (found,) = json.loads(succeeded(lab.lacuna("status", tmp_path / "run", "--json")))
     assert (found["state"], found["jobs"], found["step"]) == ("pending", [again], 0)
     with suppress(AssertionError):  # the controller that was killed may have forgotten that they are drained

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 
 from launch.commands.status import duration
 from launch.run_log import job_log, rank_log
+from launch.slurm.record import Submission, write_submission
 from launch.status import last_lines, run_statuses
 from pretrain.goodput import Accounts
 from pretrain.run_directory import RunDirectory
 from runtime.errors import UserError
 from runtime.files import write_json
 from tests.support.command_line import ENVIRONMENT, LACUNA, lacuna, refusal, succeeded
-from tests.support.slurm_lab import wait_for
+from tests.support.slurm_lab import SlurmLab, wait_for
 
 
 @pytest.fixture
@@ -61,6 +63,10 @@ def test_a_run_that_has_not_begun_and_one_that_is_none(run: Path, tmp_path: Path
     (run / "metrics.jsonl").unlink()
     (found,) = run_statuses([run])
     assert (found.state, found.step, found.loss, found.eta_seconds, found.restarts) == ("prepared", 0, None, None, 0)
+    (run / "logs/unable-nodes").write_text("node1 127\nnode2 126\ntorn")
+    (found,) = run_statuses([run])
+    assert found.state == "failed"
+    assert found.reason.startswith("node1: the job's script could not start an attempt (code 127); node2: ")
     with pytest.raises(UserError, match="nowhere is no run directory"):
         run_statuses([run, tmp_path / "nowhere"])
 
@@ -105,6 +111,30 @@ def test_logs_of_attempts(run: Path) -> None:
             list(rank_log(directory, rank, attempt, follow=False))
     with pytest.raises(UserError, match="no output of a Slurm job"):
         job_log(directory)
+
+
+def test_a_log_is_followed_through_the_queue_from_before_the_first_attempt(lab: SlurmLab, run: Path) -> None:
+    """What `submit` prints works at once, and an outcome is not the end while the run has a job."""
+    directory, seen = RunDirectory(run), list[str]()
+    ended = json.loads((run / "run.json").read_text())["attempts"]
+    write_json(run / "run.json", {"name": "x", "attempts": []})
+    write_submission(directory, Submission("lacuna-x", "t", 1, 1, 1, True, 3, str(run / "bad.json"), 7.0, []))
+    with pytest.raises(UserError, match="has no attempt 0: it has 0"):
+        next(rank_log(directory, 0, None, follow=True))  # no job: nothing to wait for
+    held = ["sbatch", "--parsable", "--hold", "--job-name=lacuna-x", "--output=/dev/null", "--wrap=true"]
+    job = lab.run(*held).strip()
+    follower = threading.Thread(target=lambda: seen.extend(rank_log(directory, 0, None, follow=True)), daemon=True)
+    follower.start()
+    for attempts in range(1, 3):
+        time.sleep(0.5)  # it waits
+        write_json(run / "run.json", {"name": "x", "attempts": ended[:attempts]})
+        assert follower.is_alive()
+    time.sleep(3)
+    assert follower.is_alive()
+    lab.run("scancel", job)
+    follower.join(60)
+    assert not follower.is_alive()
+    assert [line.split("info    ")[-1] for line in seen] == ["first", "second\nTraceback\nboom", "no json"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,10 @@ def test_every_situation_has_the_verdict_of_the_table() -> None:
 
 
 def test_lines_of_verdicts() -> None:
-    assert Verdict("requeue", 75).line() == "requeue"
-    assert Verdict("requeue", 1, ("a", "b")).line() == "requeue a,b"
+    assert Verdict("requeue", 75).line() == "requeue 75"
+    assert Verdict("requeue", 1, ("a", "b")).line() == "requeue 1 a,b"
     assert Verdict("end", 42).line() == "end 42"
+    assert Verdict("end", 1, ("a",)).line() == "end 1 a"
     assert Verdict("cancel", 2).line() == "cancel 2"
 
 
@@ -168,13 +170,36 @@ def test_a_bad_node_is_remembered_and_the_job_goes_elsewhere(directory: RunDirec
     assert bad_nodes(directory.root.parent / "bad.json")["node2"] == "the health check did not report"
 
 
+def test_a_job_that_goes_back_stays_away_from_what_others_have_found_meanwhile(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _ended(directory, 0, 75, 1, "stopped at step 3")
+    bad = directory.root.parent / "bad.json"
+    remember(bad, {"node9": "by doctor"}, 1)
+    assert conclude(directory.root, 0, "train", 75, True, RUNNING) == Verdict("requeue", 75, ("node9",))
+    bad.write_text("{")
+    assert conclude(directory.root, 0, "train", 75, True, RUNNING) == Verdict("requeue", 75)
+    assert "bad nodes are not remembered: " in capsys.readouterr().err
+
+
+def test_the_rest_of_a_chain_stays_away_from_bad_nodes(directory: RunDirectory) -> None:
+    submission = read_submission(directory)
+    assert submission is not None
+    write_submission(directory, replace(submission, wanted=3, requeues=False))
+    write_json(directory.logs(0) / "node-node1.json", {"node": "node1", "faults": []})
+    assert conclude(directory.root, 0, "health", 1, False, RUNNING) == Verdict("end", 1, ("node2",))
+
+
 def test_nodes_that_all_fail_are_not_to_blame(directory: RunDirectory) -> None:
     assert conclude(directory.root, 0, "health", 1, False, RUNNING) == Verdict("cancel", 3)
     assert not (directory.root.parent / "bad.json").exists()
 
 
-def test_a_warning_during_the_health_check_blames_no_node(directory: RunDirectory) -> None:
-    assert conclude(directory.root, 0, "health", 140, True, RUNNING) == Verdict("requeue", 75)
+@pytest.mark.parametrize(("code", "asked"), [(140, True), (143, False)])
+def test_a_warning_during_the_health_check_blames_no_node(directory: RunDirectory, code: int, asked: bool) -> None:
+    """Some preemptions end the step and tell the script nothing."""
+    write_json(directory.logs(0) / "node-node1.json", {"node": "node1", "faults": []})
+    assert conclude(directory.root, 0, "health", code, asked, RUNNING) == Verdict("requeue", 75)
     assert not (directory.root.parent / "bad.json").exists()
 
 
