@@ -1,16 +1,22 @@
 """The files of a layout hold exactly what its ranks would write, told without memory."""
 
+import json
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from parallel.checkpoint.diff import EQUAL, CheckpointDifference
 from parallel.checkpoint.reshard import Piece
 from parallel.engines.base import Fragment
 from pretrain.build import build_engine
 from pretrain.config import RunConfig
 from pretrain.divide import rank_division
 from runtime.errors import UserError
+from tests.support.checkpoints import publish_run
 from tests.support.simulated import needs_cpu, simulated_rank
 from tests.support.tiny import tiny_config
 
@@ -64,3 +70,46 @@ def test_a_layout_that_does_not_fit_the_run_is_refused() -> None:
         rank_division(config_of({"tensor": 2}), 3, lambda _: None)
     with pytest.raises(UserError, match="global_batch=24 is not a multiple of 5"):
         rank_division(config_of({}), 5, lambda _: None)
+
+
+_MEASURED = """
+import json, resource, sys, warnings
+from pathlib import Path
+from parallel.checkpoint.manifest import CheckpointManifest
+from parallel.checkpoint.reshard import reshard
+from parallel.layout import ParallelConfig
+from pretrain.divide import checkpoint_config, rank_division
+
+def resident():
+    whole, of_files = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    return (whole - of_files) * resource.getpagesize()
+
+warnings.simplefilter("ignore")
+source, out = map(Path, sys.argv[1:3])
+manifest = CheckpointManifest.read(source)
+seen = []
+for number, (world, layout) in enumerate(json.loads(sys.argv[3])):
+    division = rank_division(checkpoint_config(manifest, ParallelConfig(**layout), "test"), world, lambda _: None)
+    before, told = resident(), []
+    reshard(source, manifest, division, out / str(number) / source.name, lambda _: told.append(resident()))
+    seen.append((max(told) - before, sum(map(len, division))))
+print(json.dumps(seen))
+"""
+
+
+def test_memory_of_a_rewrite_for_a_layout_stays_below_two_of_the_largest_tensor(tmp_path: Path) -> None:
+    """A checkpoint of 60 MB whose largest tensor has 8 MB, cut along rows, columns and flat ranges."""
+    shape = {"layers": 4, "width": 256, "heads": 4, "kv_heads": 4, "ffn": 512, "vocabulary": 8192}
+    config = tiny_config(**{f"model__{key}": value for key, value in shape.items()}, train__global_batch=12)
+    source, state = publish_run(tmp_path, config)
+    largest = max(tensor.nbytes for tensor in state["weight"].values())
+    layouts = [(4, {"tensor": 2, "sequence": True, "pipeline": 2}), (3, {"engine": "deepspeed", "zero": 3})]
+    command = [sys.executable, "-c", _MEASURED, str(source), str(tmp_path / "out"), json.dumps(layouts)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout
+    measured = json.loads(said.splitlines()[-1])
+    assert len(measured) == len(layouts)
+    for number, (grown, pieces) in enumerate(measured):
+        assert 0 < grown < 2 * largest
+        assert pieces > 3 * len(state["weight"])  # tensors are cut
+        written = tmp_path / "out" / str(number) / source.name
+        assert {tensor.state for tensor in CheckpointDifference(source, written).tensors()} == {EQUAL}

@@ -19,6 +19,7 @@ from pretrain.config import CheckpointConfig, RunConfig
 from pretrain.guards import Guard, GuardConfig
 from pretrain.loop import Hooks, train
 from pretrain.saves import Saves
+from runtime.deadline import Deadline, StopOrDeadline
 from runtime.errors import LacunaError
 from runtime.signals import StopRequest
 from tests.support.feeds import whole_feed
@@ -102,6 +103,31 @@ def test_a_stop_waits_for_the_writer(mesh: Mesh, tmp_path: Path, in_background: 
     lines = run(mesh, tmp_path, 50, saving(every=2, **{"async": in_background}), stop_after=3)
     assert list(lines) == [1, 2, 3]
     assert names(tmp_path) == [LATEST, "step-00000002", "step-00000003"]
+
+
+@BACKGROUND
+def test_a_time_limit_stops_and_saves_without_any_signal(mesh: Mesh, tmp_path: Path, in_background: bool) -> None:
+    """On a clock by which each step takes 1000 s: after 8, another one and the reserve would be past the limit."""
+    now, steps = 1000.0, []
+    deadline = Deadline(10_000.0, 1500.0, lambda: now)
+    settings = saving(every=5, **{"async": in_background})
+    config = tiny_config().model_copy(update={"checkpoint": settings})
+    engine, guard = build_engine(config, mesh), Guard(config.guard)
+    saves = Saves(settings, tmp_path, engine, describe, saved=0, note_save=deadline.note_save)
+
+    def report(step: int, values: dict[str, Any]) -> None:
+        nonlocal now
+        steps.append(step)
+        now += 1000
+
+    stop = StopOrDeadline(StopRequest(), deadline)
+    try:
+        ended = train(config, engine, whole_feed(config), range(20), guard, Hooks(report, saves), stop)
+    finally:
+        saves.close()
+    assert ended == (8, True)
+    assert steps == list(range(1, 9))
+    assert names(tmp_path) == [LATEST, "step-00000005", "step-00000008"]
 
 
 @BACKGROUND
