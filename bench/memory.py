@@ -175,7 +175,7 @@ def table(results: list[MemoryResult]) -> Any:
     rows = []
     for result in results:
         estimate, held = result.estimate, result.held
-        state = estimate["weights"] + estimate["gradients"] + estimate["optimizer"]
+        state = sum(estimate[part] for part in ("weights", "gradients", "buffers", "optimizer"))
         figures = (state, held.after, estimate["activations"], estimate["logits"], estimate["total"], held.most)
         rows.append(
             [

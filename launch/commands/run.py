@@ -129,6 +129,10 @@ def _interruptions(found: dict[str, Any]) -> str:
     )
 
 
+def _bytes(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {human(size, 'B')}" for name, size in parts.items())
+
+
 def _print_plan(result: dict[str, Any]) -> None:
     counts, memory = result["parameters"], result["memory"]["per_rank"]
     time, saved, world = result["time"], result["checkpoints"], f"{result['world']} {result['device']}"
@@ -145,7 +149,8 @@ def _print_plan(result: dict[str, Any]) -> None:
             f"{saved['written']:,} in all, {human(saved['kept_bytes'], 'B')} kept",
         ),
         ("interruptions", _interruptions(result["interruptions"])),
-        (f"memory, {world}", ", ".join(f"{k} {human(v, 'B')}" for k, v in memory.items())),
+        (f"memory, {world}", _bytes(memory)),
+        ("activations by recompute", _bytes(result["memory"]["activations_by_recompute"])),
     ]
     if len(result["stages"]) > 1:
         rows.append(("layers by chunk", " ".join(result["stages"])))

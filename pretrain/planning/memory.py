@@ -9,6 +9,7 @@ are there (with DeepSpeed about 12 bytes a parameter of its shard).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import get_args
 
 from parallel.layout import ParallelConfig, chunk_rows, padded_vocabulary
 from parallel.stages import Stage
@@ -22,10 +23,13 @@ BUCKET, MOST_LIVE = 500_000_000, 1_000_000_000
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on a rank. `gradients` with the buffers they are reduced in; `logits`: all that the head needs."""
+    """Bytes on a rank. `buffers`: what DeepSpeed reduces gradients in and gathers weights into (megatron reduces and
+    gathers in place); `logits`: all that the head needs.
+    """
 
     weights: int
     gradients: int
+    buffers: int
     optimizer: int
     activations: int
     logits: int
@@ -33,7 +37,7 @@ class Memory:
     @property
     def total(self) -> int:
         """All components."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return sum(asdict(self).values())
 
     def as_dict(self) -> dict[str, int]:
         """Components and `total`, for JSON."""
@@ -51,20 +55,26 @@ def memory_by_stage(config: RunConfig, layout: ParallelConfig, world: int) -> li
     shares = zip(parameters_per_rank(config, layout), chunks_by_rank(config, layout), strict=True)
     needed = []
     for rank, (parameters, chunks) in enumerate(shares):
-        weights, gradients, optimizer = _state(config, layout, world, parameters)
+        state = _state(config, layout, world, parameters)
         logits = _head(config, layout) if chunks[-1].has_head else 0
         activations = _activations(config, layout, chunks, rank, micro_batches)
         activations += max(0, _backward(config, layout) - logits)  # the head's part is gone when a layer's begins
-        needed.append(Memory(weights, gradients, optimizer, activations, logits))
+        needed.append(Memory(*state, activations, logits))
     return needed
+
+
+def activations_by_recompute(config: RunConfig, layout: ParallelConfig, world: int) -> dict[str, int]:
+    """Activations of the fullest rank under each mode of `parallel.recompute`."""
+    modes = get_args(ParallelConfig.model_fields["recompute"].annotation)
+    return {mode: memory(config, layout.model_copy(update={"recompute": mode}), world).activations for mode in modes}
 
 
 def _element(config: RunConfig) -> int:
     return 2 if config.train.precision == "bf16" else _FP32
 
 
-def _state(config: RunConfig, layout: ParallelConfig, world: int, parameters: int) -> tuple[int, int, int]:
-    """Bytes of weights, gradients and optimizer.
+def _state(config: RunConfig, layout: ParallelConfig, world: int, parameters: int) -> tuple[int, int, int, int]:
+    """Bytes of weights, gradients, buffers and optimizer.
 
     megatron: weights in their type, gradients in fp32; two fp32 moments and for bf16 weights a fp32 master, which
     ZeRO-1 divides by the ranks with the same weights. DeepSpeed has the master for fp32 weights too and gradients in
@@ -75,14 +85,14 @@ def _state(config: RunConfig, layout: ParallelConfig, world: int, parameters: in
     shards = layout.data_size(world) * layout.context
     if layout.engine == "megatron":
         state = parameters * (12 if element == 2 else 8)
-        return parameters * element, parameters * _FP32, state // (shards if layout.zero else 1)
+        return parameters * element, parameters * _FP32, 0, state // (shards if layout.zero else 1)
     optimizer = 0 if layout.offload != "none" else parameters * 12 // shards
     gradients = parameters * element // (shards if layout.zero >= 2 else 1)
     bucket = min(parameters, BUCKET) * element if layout.zero >= 2 else 0
     if layout.zero < 3:
-        return parameters * element, gradients + bucket, optimizer
+        return parameters * element, gradients, bucket, optimizer
     cut = 0 if layout.offload == "parameters" else parameters * element // shards
-    return cut + min(parameters, MOST_LIVE) * element, gradients + bucket, optimizer
+    return cut, gradients, bucket + min(parameters, MOST_LIVE) * element, optimizer
 
 
 def _activations(config: RunConfig, layout: ParallelConfig, chunks: list[Stage], rank: int, micro_batches: int) -> int:

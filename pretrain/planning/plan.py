@@ -13,7 +13,7 @@ from pretrain.config import RunConfig
 from pretrain.planning.cost import checkpoints, duration, flops
 from pretrain.planning.estimate import DEVICES, Device, step_seconds
 from pretrain.planning.interruptions import Interruptions, interruption_plan
-from pretrain.planning.memory import memory
+from pretrain.planning.memory import activations_by_recompute, memory
 from pretrain.planning.traffic import traffic
 from pretrain.stage_cut import stages_of
 from runtime.errors import UserError, suggestion
@@ -57,14 +57,22 @@ def plan(
         "interruptions": interruption_plan(
             config, world, saved["bytes"], time["step_seconds"], interruptions or Interruptions()
         ),
-        "memory": {"per_rank": memory(config, layout, world).as_dict()},
+        "memory": {
+            "per_rank": memory(config, layout, world).as_dict(),
+            "activations_by_recompute": activations_by_recompute(config, layout, world),
+        },
         "stages": [f"{s.first}-{s.last - 1}" for s in stages_of(config, layout)],
         "layouts": rank_layouts(config, world, DEVICES[device]),
     }
 
 
-def rank_layouts(config: RunConfig, world: int, device: Device) -> list[dict[str, Any]]:
-    """Valid layouts for `world` ranks: those that fit the device's memory first, by estimated seconds a step."""
+def rank_layouts(
+    config: RunConfig, world: int, device: Device, most: int | None = _MOST_LAYOUTS
+) -> list[dict[str, Any]]:
+    """Valid layouts for `world` ranks: those that fit the device's memory first, by estimated seconds a step.
+
+    At most `most` of them. `selective` recomputation is offered where it saves memory.
+    """
     rows: list[dict[str, Any]] = []
     for layout in _candidates(world):
         try:
@@ -73,6 +81,8 @@ def rank_layouts(config: RunConfig, world: int, device: Device) -> list[dict[str
         except UserError:
             continue
         needed = memory(candidate, layout, world)
+        if layout.recompute == "selective" and needed.total >= memory(candidate, _kept(layout), world).total:
+            continue
         rows.append(
             {
                 "layout": layout.describe(world)
@@ -86,14 +96,16 @@ def rank_layouts(config: RunConfig, world: int, device: Device) -> list[dict[str
             }
         )
     rows.sort(key=lambda row: (not row["fits"], row["step_seconds"] if row["fits"] else row["memory_bytes"]))
-    return rows[:_MOST_LAYOUTS]
+    return rows[:most]
 
 
 def _candidates(world: int) -> Iterator[ParallelConfig]:
     sizes = [n for n in (1, 2, 4, 8) if world % n == 0]
     depths = [n for n in range(1, _DEEPEST_PIPELINE + 1) if world % n == 0]
-    megatron = itertools.product(sizes, depths, (1, 2), sizes, ("none", "full"))
+    megatron = itertools.product(sizes, depths, (1, 2), sizes, ("none", "selective", "full"))
     for tensor, pipeline, virtual, context, recompute in megatron:
+        if recompute == "selective" and context == 1:
+            continue  # fused attention keeps no scores: all that it saves are gathered keys and values
         if world % (tensor * pipeline * context) == 0 and (virtual == 1 or pipeline > 1):
             yield _layout(
                 tensor=tensor, pipeline=pipeline, virtual_pipeline=virtual, context=context,
@@ -101,6 +113,10 @@ def _candidates(world: int) -> Iterator[ParallelConfig]:
             )  # fmt: skip
     for zero, tensor, recompute in itertools.product((1, 2, 3), sizes, ("none", "full")):
         yield _layout(engine="deepspeed", zero=zero, tensor=tensor, recompute=recompute)
+
+
+def _kept(layout: ParallelConfig) -> ParallelConfig:
+    return layout.model_copy(update={"recompute": "none"})
 
 
 def _layout(**values: Any) -> ParallelConfig:

@@ -90,6 +90,9 @@ def test_the_plan_of_llada_8b_keeps_the_contract(here: Here) -> None:
     assert flops["total_6nd"] == pytest.approx(9.63e22, rel=5e-4)
     per_rank = plan["memory"]["per_rank"]
     assert per_rank["total"] == sum(value for key, value in per_rank.items() if key != "total")
+    by_mode = plan["memory"]["activations_by_recompute"]
+    assert by_mode["none"] == by_mode["selective"] > by_mode["full"]  # no scores are kept, no keys gathered
+    assert per_rank["activations"] == by_mode[load_recipe("llada-8b", []).parallel.recompute]
     assert plan["layouts"]
     assert all(row["layout"] and row["memory_bytes"] > 0 for row in plan["layouts"])
 

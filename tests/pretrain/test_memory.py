@@ -11,7 +11,9 @@ from pretrain.build import build_engine
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
 from pretrain.objectives.autoregressive import AutoregressiveSamples
-from pretrain.planning.memory import BUCKET, Memory, memory, memory_by_stage
+from pretrain.planning.estimate import DEVICES
+from pretrain.planning.memory import BUCKET, Memory, activations_by_recompute, memory, memory_by_stage
+from pretrain.planning.plan import rank_layouts
 from pretrain.stage_cut import parameters_per_rank
 from tests.support.simulated import needs_cpu, simulated_rank
 from tests.support.tiny import BOS, CountedTokens, tiny_config
@@ -58,7 +60,7 @@ def lived(config: RunConfig, world: int, rank: int) -> tuple[int, int]:
 
 
 def _state(needed: Memory) -> int:
-    return needed.weights + needed.gradients + needed.optimizer
+    return needed.weights + needed.gradients + needed.buffers + needed.optimizer
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,9 @@ def _state(needed: Memory) -> int:
         (4, 0, "bf16", {"tensor": 2, "sequence": True, "zero": 0}),
         (2, 1, "fp32", {"pipeline": 2}),
         (2, 0, "fp32", {"pipeline": 2, "virtual_pipeline": 2}),
+        (1, 0, "fp32", {"recompute": "selective"}),
         (2, 0, "fp32", {"context": 2}),
+        (2, 0, "fp32", {"context": 2, "recompute": "selective"}),
         (2, 0, "bf16", {"context": 2, "context_exchange": "ring"}),
     ],
     ids=str,
@@ -113,6 +117,19 @@ def test_offload_keeps_nothing_of_the_optimizer_on_the_device() -> None:
     assert there.optimizer == 0
     assert here.weights - there.weights == parameters * 2 // 2
     assert (here.activations, here.logits) == (there.activations, there.logits)
+
+
+def test_layouts_are_offered_with_selective_recompute_where_it_saves_memory() -> None:
+    """Keys and values of two ranks weigh no more than what is kept to gather them again; those of four do."""
+    config = _config("fp32", context=4)
+    rows = rank_layouts(config, 4, DEVICES["h200"], most=None)
+    offered = {(row["parallel"]["context"], row["parallel"]["recompute"]): row for row in rows[::-1]}
+    assert not {(1, "selective"), (2, "selective")} & offered.keys()
+    none, selective, full = (offered[4, mode] for mode in ("none", "selective", "full"))
+    assert none["memory_bytes"] > selective["memory_bytes"] > full["memory_bytes"]
+    assert none["step_seconds"] < selective["step_seconds"]  # keys are gathered again
+    by_mode = activations_by_recompute(config, config.parallel, 4)
+    assert by_mode["none"] > by_mode["selective"] > by_mode["full"]
 
 
 def test_the_first_stage_holds_most_micro_batches() -> None:
