@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import DataConfig, RemoteConfig, is_remote
+from data_pipeline.manifest import FileInfo
 from data_pipeline.order import Indices, Permutation, derive_key
 from data_pipeline.places import Batch, Split, open_place
 from data_pipeline.plan import SamplePlan, Segment
@@ -77,12 +78,22 @@ class TokenDataset:
         first = self.shards[shard].batch(batch)[offset : offset + length]
         return first if first.size == length else self._across(first, shard, batch, length)
 
-    def prefetch(self, windows: Iterable[int], length: int) -> None:
-        """Say which windows will be read soon: what an object store holds of them is fetched beside the reading."""
-        self._place.prefetch(self.shards, [batch for window in windows for batch in self._batches_of(window, length)])
+    def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Say which ranges (begin, length) of the stream will be read soon: what an object store holds of them is
+        fetched beside the reading."""
+        wanted = [batch for begin, length in ranges for batch in self._batches_of(begin, length)]
+        self._place.prefetch(self.shards, wanted)
 
-    def _batches_of(self, number: int, length: int) -> Iterator[Batch]:
-        begin, end = number * length, (number + 1) * length
+    def beside(self, name: str) -> Any | None:
+        """What a JSON file beside the shards holds, or None if there is none. Raises UserError if it cannot be read."""
+        return self._place.beside(name)
+
+    def mapped(self, file: FileInfo) -> Any:
+        """A file beside the shards as pyarrow reads one. Raises UserError if it is missing or has another length."""
+        return self._place.mapped(file)
+
+    def _batches_of(self, begin: int, length: int) -> Iterator[Batch]:
+        end = begin + length
         while begin < end:
             shard = bisect_right(self._shard_starts, begin) - 1
             batch = (begin - self._shard_starts[shard]) // self._batch_tokens
@@ -264,7 +275,8 @@ class SampleReader:
     def _prefetch_run(self, begin: int, end: int) -> None:
         sources, _, windows = self.places(begin, end)
         for source in np.unique(sources).tolist():
-            self.datasets[source].prefetch(windows[sources == source].tolist(), self.sequence_length)
+            numbers, ranges = windows[sources == source].tolist(), self._cuts[source].ranges
+            self.datasets[source].prefetch(part for number in numbers for part in ranges(number))
 
     def batch(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """Token ids of the samples `indices`, shape [len(indices), sequence_length]; none of them may be short."""

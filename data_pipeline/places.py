@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from data_pipeline.config import RemoteConfig, is_remote
-from data_pipeline.manifest import DatasetManifest, TokenizerInfo
+from data_pipeline.manifest import DatasetManifest, FileInfo, TokenizerInfo
 from data_pipeline.shards import ShardReader, map_file
 from data_pipeline.tokenizer import Tokenizer
 from runtime.errors import UserError
-from runtime.files import digest_file
+from runtime.files import digest_file, read_json
 
 Split = Literal["train", "validation"]
 Batch = tuple[int, int]
@@ -39,6 +39,14 @@ class Place(Protocol):
 
     def prefetch(self, shards: Sequence[ShardReader], batches: Iterable[Batch]) -> None:
         """Say which batches will be read soon."""
+        ...
+
+    def beside(self, name: str) -> Any | None:
+        """What a JSON file beside the shards holds, or None if there is none. Raises UserError if it cannot be read."""
+        ...
+
+    def mapped(self, file: FileInfo) -> Any:
+        """A file as pyarrow reads one, whole. Raises UserError if it is missing or has another length."""
         ...
 
 
@@ -89,3 +97,12 @@ class Directory:
 
     def prefetch(self, shards: Sequence[ShardReader], batches: Iterable[Batch]) -> None:
         """Nothing: the page cache does it."""
+
+    def beside(self, name: str) -> Any | None:
+        """See `Place`."""
+        path = self._path / name
+        return read_json(path) if path.exists() else None
+
+    def mapped(self, file: FileInfo) -> Any:
+        """See `Place`."""
+        return map_file(self._path / file.name, file.bytes)

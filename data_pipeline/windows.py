@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,7 +15,7 @@ from data_pipeline.config import Packing
 from data_pipeline.manifest import Count, DatasetManifest, Digest, FileInfo
 from data_pipeline.packing import Numbers, PiecePacking, Pieces, pack_documents
 from data_pipeline.places import Split
-from data_pipeline.shards import ShardReader, Tokens, describe_file, map_file
+from data_pipeline.shards import ShardReader, Tokens, describe_file
 from runtime.errors import UserError, one_line
 from runtime.files import mend_of, read_json, write_json
 from runtime.progress import ProgressBar
@@ -39,6 +40,14 @@ class TokenStream(Protocol):
         """Tokens [begin, begin + length) of the stream."""
         ...
 
+    def beside(self, name: str) -> Any | None:
+        """What a JSON file beside the shards holds, or None if there is none."""
+        ...
+
+    def mapped(self, file: FileInfo) -> Any:
+        """A file beside the shards as pyarrow reads one."""
+        ...
+
 
 class Windows(Protocol):
     """Windows by number; `count` of them."""
@@ -46,6 +55,10 @@ class Windows(Protocol):
     count: int
 
     def __getitem__(self, number: int) -> Tokens: ...
+
+    def ranges(self, number: int) -> list[tuple[int, int]]:
+        """Where its tokens stand in the stream: (begin, length)."""
+        ...
 
 
 class StreamWindows:
@@ -57,6 +70,10 @@ class StreamWindows:
 
     def __getitem__(self, number: int) -> Tokens:
         return self._stream.read(number * self._length, self._length)
+
+    def ranges(self, number: int) -> list[tuple[int, int]]:
+        """See `Windows`."""
+        return [(number * self._length, self._length)]
 
 
 class PieceWindows:
@@ -73,6 +90,11 @@ class PieceWindows:
         self.count = self._first[-1]
 
     def __getitem__(self, number: int) -> Tokens:
+        parts = [self._stream.read(begin, length) for begin, length in self.ranges(number)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def ranges(self, number: int) -> list[tuple[int, int]]:
+        """See `Windows`."""
         assert 0 <= number < self.count, f"window {number} of {self.count}"
         shard = bisect_right(self._first, number) - 1
         pieces = self._pieces.get(shard)
@@ -80,11 +102,7 @@ class PieceWindows:
             pieces = self._pieces[shard] = self._pieces_of(shard)
         first, last = pieces.offsets[number - self._first[shard] :][:2].tolist()
         begins = (pieces.begins[first:last] + self._starts[shard]).tolist()
-        parts = [
-            self._stream.read(begin, length)
-            for begin, length in zip(begins, pieces.lengths[first:last].tolist(), strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return list(zip(begins, pieces.lengths[first:last].tolist(), strict=True))
 
 
 class PackedShard(Settings):
@@ -115,29 +133,38 @@ def open_windows(stream: TokenStream, length: int, packing: Packing) -> Windows:
     """The windows of at most `length` tokens of a split.
 
     Those of documents come memory-mapped from the dataset's index. Without one they are computed: 12 bytes a piece and
-    4 a window are then kept. Raises UserError if the dataset is far away, the index or a documents' file is damaged or
-    of other shards, or best fit has no index and too many documents.
+    4 a window are then kept. Raises UserError if the index or a documents' file is damaged or of other shards, or best
+    fit has no index and too many documents.
     """
     if packing == "stream":
         return StreamWindows(stream, length)
-    if not isinstance(stream.path, Path):
-        raise UserError(f"data.packing={packing} needs the data on disk: copy {stream.path} there, or use stream")
-    path = index_path(stream.path, length, packing)
-    if path.exists():
-        return _from_index(stream, path)
+    name = _index_name(length, packing)
+    values = stream.beside(name)
+    if values is not None:
+        return _from_index(stream, values, f"{stream.path}/{name}")
     documents = sum(shard.info.documents for shard in stream.shards)
     if packing == "best_fit" and documents > _PACKED_AT_START:
         raise UserError(
             f"data.packing={packing}: {stream.path} has {documents:,} documents and no index of windows of {length} "
-            f"tokens: lacuna data pack {stream.path} --length {length} --packing {packing}"
+            f"tokens: {_how_to_pack(stream.path)} --length {length} --packing {packing}"
         )
     packed = [pack_documents(shard.documents()[0], length, packing) for shard in stream.shards]
     return PieceWindows(stream, [pieces.windows for pieces in packed], packed.__getitem__)
 
 
+def _how_to_pack(path: Path | str) -> str:
+    if isinstance(path, Path):
+        return f"lacuna data pack {path}"
+    return "on a copy on disk, whose new files then go beside the shards, lacuna data pack COPY"
+
+
+def _index_name(length: int, packing: PiecePacking) -> str:
+    return f"{packing}-{length}.windows.json"
+
+
 def index_path(dataset: Path, length: int, packing: PiecePacking) -> Path:
     """Where the index of a packing stands."""
-    return dataset / f"{packing}-{length}.windows.json"
+    return dataset / _index_name(length, packing)
 
 
 def window_indices(dataset: Path) -> list[Path]:
@@ -147,19 +174,23 @@ def window_indices(dataset: Path) -> list[Path]:
 
 def load_index(path: Path, manifest: DatasetManifest) -> WindowIndex:
     """An index of the dataset of `manifest`. Raises UserError if it cannot be read or is of other shards."""
-    index = WindowIndex.parse(read_json(path), str(path))
+    return _parse_index(read_json(path), str(path), manifest)
+
+
+def _parse_index(values: Any, where: str, manifest: DatasetManifest) -> WindowIndex:
+    index = WindowIndex.parse(values, where)
     if index.stream_digest != manifest.stream_digest:
-        raise UserError(f"{path} is of other shards: {MEND_INDEX}")
+        raise UserError(f"{where} is of other shards: {MEND_INDEX}")
     return index
 
 
-def _from_index(stream: TokenStream, path: Path) -> PieceWindows:
-    index = load_index(path, stream.manifest)
-    split = index.splits[stream.split]
-    file = path.parent / split.file.name
+def _from_index(stream: TokenStream, values: Any, where: str) -> PieceWindows:
+    split = _parse_index(values, where, stream.manifest).splits[stream.split]
+    file = f"{stream.path}/{split.file.name}"
+    mapped = cache(lambda: stream.mapped(split.file))  # once, and only if a window is read
 
     def pieces_of(shard: int) -> Pieces:
-        pieces = _read_pieces(file, split.file.bytes, shard)
+        pieces = _read_pieces(mapped(), file, shard)
         if pieces.windows != split.shards[shard].windows or pieces.digest != split.shards[shard].digest:
             raise UserError(f"{file} is damaged (windows of shard {shard}): {MEND_INDEX}")
         return pieces
@@ -167,8 +198,7 @@ def _from_index(stream: TokenStream, path: Path) -> PieceWindows:
     return PieceWindows(stream, [shard.windows for shard in split.shards], pieces_of)
 
 
-def _read_pieces(file: Path, size: int, shard: int) -> Pieces:
-    mapped = map_file(file, size)
+def _read_pieces(mapped: Any, file: str, shard: int) -> Pieces:
     try:
         column: Any = pa.ipc.open_file(mapped).get_batch(shard).column(0)
         column.validate()

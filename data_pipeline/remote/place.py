@@ -6,9 +6,12 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from data_pipeline.config import RemoteConfig
-from data_pipeline.manifest import MANIFEST, DatasetManifest, TokenizerInfo
+from data_pipeline.manifest import MANIFEST, DatasetManifest, FileInfo, TokenizerInfo
 from data_pipeline.places import Batch, Split
 from data_pipeline.remote.block_cache import BlockCache
 from data_pipeline.remote.folder import Folder
@@ -49,14 +52,7 @@ class RemotePlace:
 
     def manifest(self) -> DatasetManifest:
         """The manifest, read anew each time. Raises UserError if there is none or it cannot be used."""
-        where = f"{self.path}/{MANIFEST}"
-        try:
-            values = json.loads(self._files.folder.read_all(MANIFEST))
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{where} cannot be read as JSON ({error}): restore or rebuild it") from None
-        manifest = DatasetManifest.from_values(values, where)
+        manifest = DatasetManifest.from_values(self._json(MANIFEST), f"{self.path}/{MANIFEST}")
         block = manifest.batch_tokens * (2 if manifest.dtype == "uint16" else 4)
         if self._limit < _LEAST_BATCHES * block:
             raise UserError(
@@ -64,6 +60,22 @@ class RemotePlace:
                 f"give {_LEAST_BATCHES * block} at least"
             )
         return manifest
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads(self._files.folder.read_all(name))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.path}/{name} cannot be read as JSON ({error}): restore or rebuild it") from None
+
+    def beside(self, name: str) -> Any | None:
+        """See `Place`."""
+        return self._json(name) if name in self._files.folder.sizes() else None
+
+    def mapped(self, file: FileInfo) -> Any:
+        """See `Place`; through the cache, checked against its digest."""
+        return pa.BufferReader(pa.py_buffer(self._files.whole(file)))
 
     def shards(self, manifest: DatasetManifest, split: Split) -> Sequence[ShardReader]:
         """Readers of a split's shards; nothing is read yet."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from data_pipeline.config import BuildConfig, DataConfig
 from data_pipeline.dataset import SampleReader, TokenDataset
 from data_pipeline.loader import Loader
 from data_pipeline.manifest import DatasetManifest
+from data_pipeline.packing import PiecePacking
 from data_pipeline.remote.block_cache import BlockCache
 from data_pipeline.remote.folder import Folder
 from data_pipeline.shards import DamagedBatch
+from data_pipeline.windows import write_index
 from runtime.errors import UserError
 from runtime.files import digest_bytes
 from tests.support.object_store import Server, s3_server
@@ -196,7 +199,7 @@ def test_prefetch_fills_the_cache_before_anyone_reads(remote: dict[str, Any]) ->
     wanted = {
         far.datasets[0].shards[shard].info.batches[batch]
         for i in range(30)
-        for shard, batch in far.datasets[0]._batches_of(far.locate(i)[2], LENGTH)
+        for shard, batch in far.datasets[0]._batches_of(far.locate(i)[2] * LENGTH, LENGTH)
     }
     for _ in range(2):  # what had to make room is fetched anew when it is wanted again
         for path in stored(remote["cache"]):
@@ -219,9 +222,32 @@ def test_prefetch_ends_with_the_plan(remote: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("packing", ["document", "best_fit"])
-def test_windows_of_documents_need_a_disk(remote: dict[str, Any], packing: str) -> None:
+def test_windows_of_documents_are_those_on_disk(
+    local: Path, server: Server, remote: dict[str, Any], tmp_path: Path, packing: PiecePacking
+) -> None:
+    """Computed at the start, and from an index that is stored beside the shards; what is foretold is fetched."""
+    copy = Path(shutil.copytree(local / "plain", tmp_path / "copy"))
+    near = SampleReader(DataConfig(path=str(copy), packing=packing), LENGTH, seed=0)
+    count = near.windows[0]
+    assert count > near.datasets[0].tokens // LENGTH
     config = DataConfig.parse({"path": PLAIN, "packing": packing, "remote": remote}, "recipe")
-    with pytest.raises(UserError, match=rf"data\.packing={packing} needs the data on disk: copy {PLAIN} there"):
+    computed = SampleReader(config, LENGTH, seed=0)
+    assert computed.digest == near.digest
+    computed.prefetch(range(count))
+    assert all(np.array_equal(computed.tokens(i), near.tokens(i)) for i in range(count))
+    path, _ = write_index([TokenDataset(copy)], LENGTH, packing, progress=False)
+    index = [path, copy / f"train-{packing}-{LENGTH}.windows.arrow"]
+    server.put(copy, "tokens/some/indexed")
+    stored = SampleReader(config.model_copy(update={"path": "s3://tokens/some/indexed"}), LENGTH, seed=0)
+    assert all(np.array_equal(stored.tokens(i), near.tokens(i)) for i in range(count))
+    assert stored.digest == near.digest
+    server.write(f"tokens/some/indexed/{index[1].name}", index[1].read_bytes()[:-1] + b"?")
+    remote["cache"] = str(tmp_path / "fresh")
+    config = DataConfig.parse({"path": "s3://tokens/some/indexed", "packing": packing, "remote": remote}, "recipe")
+    with pytest.raises(UserError, match=rf"indexed/{index[1].name} is damaged"):
+        SampleReader(config, LENGTH, seed=0).tokens(0)
+    server.write(f"tokens/some/indexed/{path.name}", b"{")
+    with pytest.raises(UserError, match=rf"indexed/{path.name} cannot be read as JSON"):
         SampleReader(config, LENGTH, seed=0)
 
 
