@@ -5,7 +5,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,17 @@ def write_atomic(path: Path, data: bytes | str, mode: int = 0o666) -> None:
 
     Raises OSError (for instance a full disk) with the old file untouched.
     """
+    write_pieces(path, [data.encode() if isinstance(data, str) else data], mode)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes], mode: int = 0o666) -> None:
+    """As `write_atomic`, of data that comes piece by piece; what `pieces` raises goes through."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         staging.unlink(missing_ok=True)  # of a killed process with our number, perhaps with other rights
         with open(staging, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as out:
-            out.write(data.encode() if isinstance(data, str) else data)
+            out.writelines(pieces)
             out.flush()
             os.fsync(out.fileno())
         os.replace(staging, path)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from runtime.errors import UserError
-from runtime.files import write_atomic
+from runtime.files import write_pieces
 from runtime.logs import log
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -33,8 +33,9 @@ class Spool:
     def __init__(self, path: Path, resume_step: int = -1) -> None:
         self.path = path
         try:
-            kept, self.last_step = _mended(path, resume_step)
-            write_atomic(path, b"".join(kept))
+            kept = _Kept(path, resume_step)
+            write_pieces(path, kept)
+            self.last_step = kept.last_step
             self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
         except OSError as error:
             reason = error.strerror
@@ -100,24 +101,35 @@ def iterate_metrics(path: Path, offset: int = 0, skip_broken: bool = False) -> I
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from None
 
 
-def _mended(path: Path, resume_step: int) -> tuple[list[bytes], int]:
-    """The lines to keep, each with its newline, and the last step among them."""
-    kept: list[bytes] = []
-    last_step, later, broken = -1, 0, 0
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        entry = _parsed(line)
-        if entry is None:
-            broken += bool(line.strip())
-        elif entry["step"] > resume_step:
-            later += 1
-        elif entry["step"] > last_step:
-            kept.append(line + b"\n")
-            last_step = entry["step"]
-    if later:
-        log.info("%s: %d lines after step %d dropped, to be written anew", path.name, later, resume_step)
-    if broken:
-        log.warning("%s: %d torn or broken lines dropped", path.name, broken)
-    return kept, last_step
+class _Kept:
+    """The lines to keep, each with its newline, read one by one; afterwards `last_step` is the last among them."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self._path, self._resume_step = path, resume_step
+        self.last_step = -1
+
+    def __iter__(self) -> Iterator[bytes]:
+        later = broken = 0
+        for line in _lines(self._path):
+            entry = _parsed(line)
+            if entry is None:
+                broken += bool(line.strip())
+            elif entry["step"] > self._resume_step:
+                later += 1
+            elif entry["step"] > self.last_step:
+                self.last_step = entry["step"]
+                yield line.rstrip(b"\r\n") + b"\n"
+        name = self._path.name
+        if later:
+            log.info("%s: %d lines after step %d dropped, to be written anew", name, later, self._resume_step)
+        if broken:
+            log.warning("%s: %d torn or broken lines dropped", name, broken)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        with open(path, "rb") as file:
+            yield from file
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,19 @@ def test_a_broken_line_is_named_in_reading_and_mended_in_opening(tmp_path: Path,
         read_metrics(path)
     Spool(path, 5).close()
     assert _steps(path) == [1, 2]
+
+
+def test_a_long_file_is_mended_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with open(path, "wb") as out:
+        for step in range(20_000):
+            out.write(json.dumps({"step": step, "text": "x" * 500}).encode() + b"\n")
+    tracemalloc.start()
+    Spool(path, 19_000).close()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 20
+    assert _steps(path) == list(range(19_001))
 
 
 def test_reading_from_an_offset_gives_the_rest(tmp_path: Path) -> None:
