@@ -22,7 +22,8 @@ def doctor(
     nodes: Annotated[str | None, typer.Option(help="A number or names of nodes to look at, by srun.")] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks on each of --nodes.")] = 8,
     cluster: Annotated[
-        str | None, typer.Option(help="Cluster file: how --nodes are asked for; its bad nodes are remembered.")
+        str | None,
+        typer.Option(help="Cluster: how --nodes are asked for (else `gpu`); its bad nodes are remembered."),
     ] = None,
     patience: Annotated[float, typer.Option(min=1, help="Seconds to wait for all ranks.")] = 120.0,
     json: Json = False,
@@ -37,9 +38,12 @@ def doctor(
     rank = RankInfo.from_environment()
     again = ["doctor", *([recipe] if recipe else []), *(overrides or []), "--json", f"--patience={patience}"]
     again += [] if run is None else ["--run", str(run.absolute())]
+    if nodes is not None:
+        cluster = cluster or "gpu"  # as `lacuna submit` does, which leaves out what is found bad here
     site = load_cluster(cluster) if cluster else None
     if nodes is not None:
-        found = on_nodes(again, nodes, gpus_per_node, site or load_cluster("gpu"))
+        assert site is not None
+        found = on_nodes(again, nodes, gpus_per_node, site)
     elif processes > 1 and rank.world == 1:
         found = on_this_machine(again, processes)
     else:

@@ -11,8 +11,11 @@ from typing import Any
 
 from launch.slurm.client import have_slurm
 from launch.slurm.cluster import ClusterConfig
+from launch.slurm.script import meeting_lines, site_lines
 from runtime.errors import PreflightError, UserError, one_line
 
+_NODES_OF_STEP = "SLURM_JOB_NODELIST=${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}"
+_PORT_OF_STEP = "export MASTER_PORT=$((MASTER_PORT + ${SLURM_STEP_ID:-0} % 1000))"
 _NODES = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9_.,\[\]-]*")
 
 
@@ -47,7 +50,15 @@ def on_nodes(arguments: Sequence[str], nodes: str, ranks: int, cluster: ClusterC
     options = [f"{name}={value}" for name, value in pairs if value is not None]
     python = [*cluster.container, cluster.python or sys.executable, "-P", "-m", "launch.cli"]
     own = ["--kill-on-bad-exit=0", "--job-name=lacuna-doctor", *cluster.srun_options]
-    return _diagnosis(["srun", *count, *options, *own, *python, *arguments])
+    shell = ["bash", "-c", _rank_script(cluster), "doctor"]
+    return _diagnosis(["srun", *count, *options, *own, *shell, *python, *arguments])
+
+
+def _rank_script(cluster: ClusterConfig) -> str:
+    """What the shell of a rank does before it becomes the rank, outside any container: modules, variables and meeting
+    point as in a job script, since what they decide (the network, say) is to be measured.
+    """
+    return "\n\n".join([*site_lines(cluster), _NODES_OF_STEP, meeting_lines(), _PORT_OF_STEP, 'exec "$@"'])
 
 
 def _diagnosis(command: Sequence[str]) -> dict[str, Any]:

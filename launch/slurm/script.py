@@ -237,6 +237,11 @@ def site_lines(cluster: ClusterConfig) -> list[str]:
     return ["\n".join([*lines, *cluster.setup])]
 
 
+def meeting_lines() -> str:
+    """A block that sets where the ranks of a job meet."""
+    return _MEET
+
+
 def _scratch(folder: str) -> str:
     return (
         "# A folder on every node, made by the health check\n"

@@ -168,6 +168,40 @@ def test_one_process_and_a_recipe(here: Here, recipe: Path, tmp_path: Path, monk
     assert refusal(here("doctor", "--nodes", "a b"), 2).startswith("--nodes 'a b' is neither a number nor a list")
 
 
+def _program(path: Path, lines: str) -> str:
+    path.write_text(f"#!/bin/bash\n{lines}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_nodes_are_measured_in_the_environment_of_a_job_and_remembered(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An `srun` that runs one rank here, whose Python tells by the diagnosis what it was given."""
+    said = '{"ok":false,"ranks":[],"all_reduce":[],"problems":[{"check":"x","text":"bad"}],"exclude":{"n1":"%s"}}'
+    told = '"$NCCL_SOCKET_IFNAME, $MODULE, $SITE, $MASTER_ADDR, $MASTER_PORT, ${*: -3}"'
+    python = _program(tmp_path / "python", f"printf '{said}\\n' {told}")
+    _program(tmp_path / "srun", 'while [[ "$1" = -* ]]; do shift; done\nSLURM_JOB_ID=7 SLURM_JOB_NODELIST=x \\\n'
+             'SLURM_STEP_NODELIST=localhost SLURM_STEP_ID=3 exec "$@"')  # fmt: skip
+    for name in ("sbatch", "scontrol"):
+        _program(tmp_path / name, 'echo "${!#}"')
+    _program(tmp_path / "module", "echo not called: the shell function goes first")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("BASH_FUNC_module%%", '() { export MODULE="$2"; }')
+    values = {"name": "lab", "python": python, "environment": {"NCCL_SOCKET_IFNAME": "ib 0"}, "modules": ["cuda/12"]}
+    (tmp_path / "lab.yaml").write_text(yaml.safe_dump(values | {"setup": ["SITE='here now'; export SITE"]}))
+    result = here("doctor", "--nodes", "2", "--cluster", tmp_path / "lab.yaml", "--json")
+    expected = "ib 0, cuda/12, here now, localhost, 20052, doctor --json --patience=120.0"
+    assert json.loads(result.stdout)["exclude"] == {"n1": expected}
+    assert refusal(result, 3) == "bad: n1 left out of the next submissions"
+    shipped = f"{Path(python).parent}/gpu.yaml"
+    Path(shipped).write_text(yaml.safe_dump({"name": "gpu", "python": python}))
+    monkeypatch.setattr("launch.slurm.cluster.shipped_clusters", lambda: {"gpu": Path(shipped)})
+    assert refusal(here("doctor", "--nodes", "2"), 3) == "bad: n1 left out of the next submissions"
+    assert list(bad_nodes(tmp_path / "state/lacuna/bad-nodes-gpu.json")) == ["n1"]
+
+
 def test_data_in_an_object_store_is_looked_at_as_training_reads_it(built: Path, tmp_path: Path) -> None:
     """By doctor, by the health step of a job, and for MLflow's tag."""
     path, digest = "s3://corpora/a", DatasetManifest.load(built).digest
