@@ -2,13 +2,14 @@
 
 `LACUNA_PACE=SECONDS`: each step of a rank takes longer by that, in which it computes nothing, as if its work were done
 by a device. `LACUNA_AUDIT=FILE`: what logging a step costs a training process is written there when it ends: seconds
-inside `Session.log_metrics`, and connections that it opened meanwhile.
+inside `Session.log_metrics`, connections that it opened meanwhile, and CPU seconds of children that have ended.
 """
 
 import atexit
 import importlib.util
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -77,8 +78,10 @@ class _Audit:
             return
         seconds = [seconds for seconds, _ in self._calls]
         opened = self._calls[-1][1] - self._calls[0][1]
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent = children.ru_utime + children.ru_stime
         with open(self._path, "w") as out:
-            json.dump({"seconds": seconds, "connections": opened}, out)
+            json.dump({"seconds": seconds, "connections": opened, "children_cpu_seconds": spent}, out)
 
     def _wrap(self, module: ModuleType) -> None:
         session = vars(module)["Session"]
