@@ -98,7 +98,7 @@ prove-scaling: .venv/installed-test
 prove-tracking: .venv/installed-test
 	$(BIN)/python -m tests.prove.tracking
 
-## MLflow's pages of a run in a real headless Chromium (Debian's chromium and chromium-driver; skipped without)
+## MLflow's pages of a run in a real headless Chromium (Debian's chromium and chromium-driver; fails without)
 prove-ui: .venv/installed-test
 	$(PIP) install -c constraints.txt -e ".[ui]"
 	$(BIN)/python -m tests.prove.ui

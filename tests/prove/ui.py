@@ -2,7 +2,7 @@
 
 `python -m tests.prove.ui` needs Debian's `chromium` and `chromium-driver`, and selenium (`pip install selenium`). It
 trains a small run, starts `mlflow server`, and looks for the run's metrics, system metrics, plot and configuration on
-the page of the run. Without a Chromium it says so and ends with code 0.
+the page of the run. Without a Chromium it says so and ends with code 1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def missing() -> str:
 
 
 def tracked_run(work: Path) -> tuple[Path, Path]:
-    """(database, run): a run of 8 steps, shown to MLflow with its evaluation."""
+    """(database, run): a run of 24 steps, shown to MLflow with its evaluation."""
     corpus, run, database = work / "corpus", work / "run", work / "mlflow.db"
     corpus.mkdir()
     recipe = write_recipe(work, build_dataset(write_corpus(corpus), work / "data"))
@@ -107,6 +107,14 @@ def look(driver: Any, server: str, experiment: str, run: str, picture: Path) -> 
     _until("the list of files", shows("config.yaml", "configs", "plots", "goodput.png"))
 
 
+def show(work: Path, picture: Path) -> None:
+    """Train a run below `work` and look at its pages. Raises AssertionError for what does not show."""
+    database, run = tracked_run(work)
+    run_id = read_json(run / "tracking.json")["run_id"]
+    with serving(database) as server, browser() as driver:
+        look(driver, server, _experiment(server, run_id), run_id, picture)
+
+
 def _made_small(picture: Path) -> None:
     """64 colours, and without the assistant's column at the right."""
     from PIL import Image
@@ -144,14 +152,9 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started goes too
     if reason := missing():
-        print(f"skipped: {reason}", file=sys.stderr)
-        return
+        sys.exit(f"nothing is proved: {reason}")
     with tempfile.TemporaryDirectory() as folder:
-        database, run = tracked_run(Path(folder))
-        run_id = read_json(run / "tracking.json")["run_id"]
-        with serving(database) as server, browser() as driver:
-            experiment = _experiment(server, run_id)
-            look(driver, server, experiment, run_id, options.picture.absolute())
+        show(Path(folder), options.picture.absolute())
     print(f"MLflow's pages show the run; see {options.picture}")
 
 
