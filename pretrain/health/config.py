@@ -14,6 +14,8 @@ Seconds = Annotated[float, BeforeValidator(duration), Field(gt=0)]
 _TICKS_A_DEADLINE = 8
 _LONGEST_TICK = 10.0
 _MARGIN = 300.0
+_PATIENCE_TICKS = 4
+_PATIENCE_SECONDS = 2.0
 
 
 class WatchdogConfig(Settings):
@@ -50,6 +52,17 @@ class WatchdogConfig(Settings):
         """Seconds between two looks."""
         shortest = min(self.start, self.data, self.collective, self.step, self.save)
         return min(_LONGEST_TICK, shortest / _TICKS_A_DEADLINE)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that ranks are given to answer an alarm."""
+        return _PATIENCE_TICKS * self.tick + _PATIENCE_SECONDS
+
+    def deadline(self, phase: str, started: bool) -> float:
+        """Seconds within which a hang in `phase` is found and the rank named: two looks and the answers later than the
+        limit.
+        """
+        return self.limit(phase, started) + 2 * self.tick + self.patience
 
     @property
     def longest(self) -> float:

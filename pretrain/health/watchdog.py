@@ -26,8 +26,6 @@ from pretrain.health.signs import Sign, SignBoard, Verdict, state_of
 from runtime.errors import Hang
 from runtime.logs import log
 
-_PATIENCE_TICKS = 4
-_PATIENCE_SECONDS = 2.0
 _PAUSE = 0.05
 _WRITE_STACKS = signal.SIGRTMIN + 7  # not used by NCCL, Slurm or Python; answered in C, without the interpreter
 _SECONDS_TO_WRITE = 1.0
@@ -52,7 +50,7 @@ class Watchdog:
     ) -> None:
         self._config, self._board, self._rank, self._phases = config, board, rank, phases
         self._waiting, self._end, self._each_tick = waiting, end, each_tick
-        self._patience = _PATIENCE_TICKS * config.tick + _PATIENCE_SECONDS
+        self._patience = config.patience
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._work, name="lacuna-watchdog", daemon=True)
         self._mine = Sign.of_this_process(rank)

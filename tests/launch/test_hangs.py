@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.tracking.spool import read_metrics
 from tests.support.command_line import lacuna, refusal, succeeded
-from tests.support.hang_points import hang, limits
+from tests.support.hang_points import deadline, hang, limits
 from tests.support.launched import Launched
 
 
@@ -29,6 +29,7 @@ def test_a_rank_that_is_slow_and_then_hangs_in_a_step(recipe: Path, tmp_path: Pa
     traced = ["profile.first=5", "profile.last=6", "profile.ranks=[0]", "train.micro_batch=4"]
     found = hang(recipe, run, plan, *limits(5), *traced)
     assert found.ranks == [1]
+    assert found.seconds <= deadline(5)
     assert "rank 1 on " in found.message
     assert "(in step of step 60 for " in found.message
     assert "hanging_worker.py" in found.stack(1)
@@ -43,6 +44,15 @@ def test_a_rank_that_is_slow_and_then_hangs_in_a_step(recipe: Path, tmp_path: Pa
     assert "rank 1 on " in (run / "logs/0/rank-00000.jsonl").read_text().partition(" is slow: ")[0]
     _trace(run / "traces/steps-00000005-00000006/rank-00000.json.gz", 2)
     assert "lacuna.watchdog" not in found.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["data", "collective", "save", "interpreter"])
+def test_a_hang_is_found_within_its_deadline(recipe: Path, tmp_path: Path, where: str) -> None:
+    found = hang(recipe, tmp_path / "run", {"rank": 1, "where": where, "step": 12}, *limits(5), every=5)
+    assert found.ranks == [1]
+    assert 4 < found.seconds <= deadline(5)
+    assert "hanging_worker.py" in found.stack(1)
 
 
 def test_a_rank_that_is_stopped_is_named_by_its_peer_and_killed(recipe: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.health.config import WatchdogConfig
 from tests.support.command_line import ENVIRONMENT, lacuna, succeeded
 from tests.support.launched import ENDLESS
 
@@ -18,6 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 def limits(seconds: float) -> list[str]:
     """Overrides that give every phase the same limit, once the first step has ended."""
     return [f"watchdog.{phase}={seconds}" for phase in ("data", "collective", "step", "save")]
+
+
+def deadline(seconds: float) -> float:
+    """Seconds from the last line of metrics within which a hang must be found under such limits; one of them is for
+    what a step does before it hangs.
+    """
+    config = WatchdogConfig(data=seconds, collective=seconds, step=seconds, save=seconds)
+    return config.deadline("step", started=True) + 1.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ def hang(recipe: Path, run: Path, plan: dict[str, Any], *overrides: str, every: 
     command = [*agent, "--rdzv-endpoint=localhost:0", "-m", "tests.support.hanging_worker", str(run)]
     variables = ENVIRONMENT | {"LACUNA_HANG": json.dumps(plan), "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)
-    assert ended.returncode != 0
+    assert ended.returncode != 0, ended.stderr
     (path,) = (run / "logs/0").glob("watch-*/hang.json")
     verdict = json.loads(path.read_text())
     last = (run / "metrics.jsonl").stat().st_mtime
