@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.tracking.spool import read_metrics
 from tests.support.command_line import lacuna, refusal, succeeded
-from tests.support.hang_points import deadline, hang, limits
+from tests.support.hang_points import deadline, hang, limits, slowed
 from tests.support.launched import Launched
 
 
@@ -44,6 +44,17 @@ def test_a_rank_that_is_slow_and_then_hangs_in_a_step(recipe: Path, tmp_path: Pa
     assert "rank 1 on " in (run / "logs/0/rank-00000.jsonl").read_text().partition(" is slow: ")[0]
     _trace(run / "traces/steps-00000005-00000006/rank-00000.json.gz", 2)
     assert "lacuna.watchdog" not in found.output
+
+
+@pytest.mark.slow
+def test_a_rank_slowed_by_1_3_is_named_within_20_steps_of_a_real_run(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model = ["model.layers=4", "model.width=192", "model.heads=4", "model.kv_heads=4", "model.ffn=512"]
+    slowed(recipe, run, 1, 1.3, *model, "train.steps=24", "train.global_batch=32", "train.micro_batch=8")
+    named = [line for line in read_metrics(run / "metrics.jsonl") if "health/slowest_rank" in line]
+    assert named[0]["step"] <= 20
+    assert {(line["health/slow_ranks"], line["health/slowest_rank"]) for line in named} == {(1, 1)}
+    assert 1.15 < named[0]["health/slowest_ratio"] < 1.6
 
 
 @pytest.mark.slow

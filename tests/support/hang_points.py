@@ -46,14 +46,23 @@ class Outcome:
 
 def hang(recipe: Path, run: Path, plan: dict[str, Any], *overrides: str, every: int = 1000) -> Outcome:
     """Run until the watchdog ends it."""
-    changes = [*ENDLESS[:1], f"checkpoint.every={every}", *overrides]
-    succeeded(lacuna("train", recipe, "--run", run, "--processes", "2", "--prepare", *changes))
-    agent = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    command = [*agent, "--rdzv-endpoint=localhost:0", "-m", "tests.support.hanging_worker", str(run)]
-    variables = ENVIRONMENT | {"LACUNA_HANG": json.dumps(plan), "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)
+    ended = _launch(recipe, run, plan, *ENDLESS[:1], f"checkpoint.every={every}", *overrides)
     assert ended.returncode != 0, ended.stderr
     (path,) = (run / "logs/0").glob("watch-*/hang.json")
     verdict = json.loads(path.read_text())
     last = (run / "metrics.jsonl").stat().st_mtime
     return Outcome(path.stat().st_mtime - last, verdict["ranks"], verdict["message"], path.parent, ended.stderr)
+
+
+def slowed(recipe: Path, run: Path, rank: int, factor: float, *overrides: str) -> None:
+    """Run to the end with the work of one rank taking `factor` times as long."""
+    ended = _launch(recipe, run, {"rank": rank, "slow": factor}, *overrides)
+    assert ended.returncode == 0, ended.stderr
+
+
+def _launch(recipe: Path, run: Path, plan: dict[str, Any], *overrides: str) -> subprocess.CompletedProcess[str]:
+    succeeded(lacuna("train", recipe, "--run", run, "--processes", "2", "--prepare", *overrides))
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command = [*agent, "--rdzv-endpoint=localhost:0", "-m", "tests.support.hanging_worker", str(run)]
+    variables = ENVIRONMENT | {"LACUNA_HANG": json.dumps(plan), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)

@@ -1,7 +1,7 @@
 """`python -m tests.support.hanging_worker RUN`: a rank as torchrun starts it, on which one thing never ends.
 
 `LACUNA_HANG` names it, as JSON: `rank`, `where` (data, collective, step, save, interpreter) and `step`, counted from 1.
-`slow`: until then each forward pass takes that many times as long.
+`slow`: until then the rank's own work in each step takes that many times as long; without `where`, to the end.
 """
 
 import ctypes
@@ -39,16 +39,21 @@ def _hold_the_interpreter() -> None:
     ctypes.PyDLL(None).sleep(_FOR_EVER)
 
 
-def _slow_down(owner: Any, name: str, factor: float) -> None:
-    original = getattr(owner, name)
+def _slow_down(factor: float) -> None:
+    """By the clock, waits for the other ranks left out."""
+    from parallel.engines.megatron import MegatronEngine
+    from parallel.waiting import PeerWaits
 
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+    original: Any = MegatronEngine.train_step
+    waits = PeerWaits().__enter__()  # to the end of the process
+
+    def slowed(*args: Any, **kwargs: Any) -> Any:
+        start, waited = time.perf_counter(), waits.seconds
         result = original(*args, **kwargs)
-        time.sleep((factor - 1) * (time.perf_counter() - start))
+        time.sleep((factor - 1) * (time.perf_counter() - start - (waits.seconds - waited)))
         return result
 
-    setattr(owner, name, wrapped)
+    MegatronEngine.train_step = slowed  # type: ignore[method-assign]
 
 
 def _install(where: str, step: int) -> None:
@@ -71,9 +76,8 @@ if __name__ == "__main__":
     plan = json.loads(os.environ["LACUNA_HANG"])
     if plan["rank"] == int(os.environ["RANK"]):
         if "slow" in plan:
-            from parallel.engines import megatron
-
-            _slow_down(megatron, "_forward", plan["slow"])
-        _install(plan["where"], plan["step"])
+            _slow_down(plan["slow"])
+        if "where" in plan:
+            _install(plan["where"], plan["step"])
     code = _as_process(sys.argv[1:])
     os._exit(code)
