@@ -46,7 +46,7 @@ bench-peers: .venv/installed-test
 ## The longer proofs, with reports under docs/
 prove: prove-slow prove-grid prove-corruption prove-slurm prove-reshard prove-kill prove-disk prove-build prove-order prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak
 
-## Every combination of layouts against the plain reference (76 minutes on two cores that had other work too); rewrites docs/parallelism.md
+## Every combination of layouts against the plain reference (about an hour on two cores); fails on any fault, else rewrites a table in docs/parallelism.md
 prove-grid: .venv/installed-test
 	$(BIN)/python -m tests.prove.grid
 

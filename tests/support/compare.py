@@ -1,8 +1,8 @@
-"""How far a grid case is from the plain reference."""
+"""How far a grid case is from the plain reference, and how far it may be; the reasons are in docs/parallelism.md."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ class Distance:
     grad_norm: float
     gradient: float
     weight: float
+
+
+FP32 = Distance(True, loss=1e-5, grad_norm=1e-5, gradient=1e-5, weight=1e-2)
+BF16 = Distance(True, loss=2e-2, grad_norm=5e-2, gradient=1e-1, weight=2.0)
 
 
 @cache
@@ -82,6 +86,48 @@ def distance(case: Case, result: dict[str, Any]) -> Distance:
         max(gradients),
         max(weights),
     )
+
+
+def bounds(case: Case) -> Distance:
+    """The largest `Distance` that a case may have.
+
+    On edge data float32 itself is 2e-5 away after an update; elsewhere three times its drift is less than 1e-5.
+    """
+    if case.precision == "bf16":
+        return BF16
+    return replace(FP32, grad_norm=max(FP32.grad_norm, 3 * float32_drift(case.data, case.steps, case.layers)))
+
+
+def distance_faults(case: Case, found: Distance) -> list[str]:
+    """What of `found` is beyond the case's bounds (so is what is not a number); empty if nothing is."""
+    limit = bounds(case)
+    kinds = ("loss", "grad_norm", "gradient", "weight")
+    beyond = [kind for kind in kinds if not getattr(found, kind) <= getattr(limit, kind)]
+    return ["batch digests differ"] * (not found.digests_equal) + [
+        f"{kind} {getattr(found, kind):.1e} > {getattr(limit, kind):.1e}" for kind in beyond
+    ]
+
+
+def replica_faults(case: Case, result: dict[str, Any]) -> list[str]:
+    """What is wrong with the replicas of weights, masters and moments: bits that differ, or too few or many of them."""
+    layout, found = case.config().parallel, result["replicas"]
+    stage = case.world // layout.pipeline  # ranks that share a stage: norms stand on all of them, matrices are cut
+    whole = sorted({stage // layout.tensor, stage})
+    copies = {
+        "weight_copies": [] if layout.zero == 3 else whole,
+        "state_copies": whole if layout.zero == 0 else sorted({1, layout.tensor}),
+    }
+    return [f"replicas differ: {piece}" for piece in found["differing"]] + [
+        f"{key} {found[key]}, not {expected}" for key, expected in copies.items() if found[key] != expected
+    ]
+
+
+def continuation_faults(case: Case, result: dict[str, Any]) -> list[str]:
+    """Which curves of the steps taken again after a load are not the run's own to the bit."""
+    rest = result.get("resumed", {})
+    kept = {curve: result[curve][case.steps // 2 :] for curve in rest}
+    missing = ["no step was taken again"] * (case.resumed and set(rest) != {"losses", "grad_norms", "digests"})
+    return missing + [f"continued {curve} differ" for curve in rest if rest[curve] != kept[curve]]
 
 
 def _reader(path: str) -> BlockReader:

@@ -22,6 +22,7 @@ from tests.support.feeds import samples_of
 from tests.support.tiny import MASK, PAD, CountedTokens, DocumentTokens, tiny_config
 
 SEQUENCE, GLOBAL_BATCH, LAYERS = 32, 8, 5  # five layers divide no pipeline evenly
+STEPS = 5
 DEEP = 9  # for more chunks than layers; nine divide no pipeline evenly either
 AXES: dict[str, dict[str, tuple[Any, ...]]] = {
     "megatron": {
@@ -53,7 +54,7 @@ class Case:
     data: str = "masked"
     micro_batch: int = 2
     precision: str = "fp32"
-    steps: int = 5
+    steps: int = STEPS
     resumed: bool = False
     compiled: bool = False
     layers: int = LAYERS
@@ -62,6 +63,7 @@ class Case:
     def name(self) -> str:
         """Layout, data and micro-batch in words."""
         switches = ["overlap"] * bool(self.parallel.get("overlap")) + ["compiled"] * self.compiled
+        switches += [f"{self.steps} steps"] * (self.steps != STEPS) + ["resumed"] * self.resumed
         switches += [f"{self.layers} layers"] * (self.layers != LAYERS)
         switches += [f"{k}={self.parallel[k]}" for k in ("recompute", "offload") if k in self.parallel]
         layout = self.config().parallel.describe(self.world)
