@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -290,6 +291,61 @@ def test_wrong_columns(everywhere: dict[str, tuple[str, Path]], tmp_path: Path, 
         built(source_of(kind, str(path), field="body"), tmp_path)
     with pytest.raises(UserError, match=r"source 's' gives no document \(64 without text\)"):
         built(source_of(kind, str(path), field="n"), tmp_path)
+
+
+def write_table(table: Any, path: Path, schema: bool = True) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, store_schema=schema)
+        return
+    with pa.ipc.new_file(str(path), table.schema) as out:
+        out.write_table(table)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_fields_below_columns(tmp_path: Path, kind: str) -> None:
+    rows = [{"body": {"text": t, "from": {"url": f"u{n}"}}, "a.b": n, "rest": {"x": 1}} for n, t in enumerate(TEXTS)]
+    rows[3]["body"] = None
+    path = tmp_path / f"a.{kind}"
+    write_table(pa.Table.from_pylist(rows), path)
+    keys = {"field": "body.text", "id_field": "body.from.url", "metadata_fields": ["rest.x", "a.b", "body.gone", "x"]}
+    found = read(source_of(kind, str(path), **keys), tmp_path)
+    assert [one.text for one in found] == [*TEXTS[:3], None, *TEXTS[4:]]
+    assert found[3].fate == Fate.WITHOUT_TEXT
+    assert (found[5].id, json.loads(found[5].metadata or "")) == ("u5", {"rest.x": 1, "a.b": 5})
+    for wrong in ("body.txt", "body.text.more", "body.from.url.x", "bod.text"):
+        with pytest.raises(UserError, match=f"has no column '{wrong}': its columns are body, a.b, rest"):
+            read(source_of(kind, str(path), field=wrong), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_rows_are_measured_in_bytes(tmp_path: Path, kind: str) -> None:
+    """Between small ones, and whatever stands in the first column."""
+    texts = ["small", "é" * 50, "é" * 50 + "x", "small", "x" * 101, "x" * 100]
+    path = tmp_path / f"a.{kind}"
+    write_table(pa.table({"text": texts, "n": range(6)}), path)
+    found = read(source_of(kind, str(path), id_field="n"), tmp_path, limit=100)
+    assert [one.text for one in found] == ["small", "é" * 50, None, "small", None, "x" * 100]
+    assert {one.fate for one in found if one.text is None} == {Fate.OVERSIZED}
+    wide = pa.table({"text": ["a", "b", "c"], "meta": [["x"] * 9, ["x"] * 20, None]})
+    write_table(wide, path)
+    found = read(source_of(kind, str(path), metadata_fields=["meta"]), tmp_path, limit=100)
+    assert [one.text for one in found] == ["a", None, "c"]
+
+
+def test_a_table_that_unpacks_to_far_more_is_bounded(tmp_path: Path) -> None:
+    """A value stored once stands in many rows; rows compress to nothing. Memory is measured at the end."""
+    large = Random(0).randbytes(4_000_000).hex()
+    dictionary = pa.DictionaryArray.from_arrays(pa.array([1, *[0] * 150, 1], pa.int32()), pa.array([large, "fine"]))
+    for kind, schema in (("parquet", True), ("parquet", False), ("arrow", True)):
+        path = tmp_path / f"a.{kind}"
+        write_table(pa.table({"text": dictionary}), path, schema)  # without it, it is read as plain text
+        assert path.stat().st_size < 10_000_000
+        found = read(source_of(kind, str(path)), tmp_path)
+        assert [one.fate for one in found] == [Fate.KEPT, *[Fate.OVERSIZED] * 150, Fate.KEPT]
+    plain = pa.table({"text": ["0" * 1_000_000] * 100})
+    pq.write_table(plain, tmp_path / "b.parquet", use_dictionary=False, compression="zstd")
+    with pytest.raises(UserError, match=r"source 's': .*b\.parquet cannot.*more than 256 times.*`damaged: skip`"):
+        built(source_of("parquet", f"{tmp_path}/b.parquet"), tmp_path)
 
 
 def test_columns_that_are_not_utf8(tmp_path: Path) -> None:
