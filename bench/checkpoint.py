@@ -62,12 +62,23 @@ class BlockedResult:
 
 @dataclass(frozen=True)
 class ComputedBlocked:
-    """Bytes that a rank of a large run copies, and the seconds at the copy rate of this machine: computed."""
+    """Bytes that a rank of a large run copies, and the seconds at the copy rate of this machine: computed.
+
+    `step_seconds`: of a step as `lacuna plan` tells it for `device` at an assumed `mfu`.
+    """
 
     recipe: str
     ranks: int
     bytes: int
     seconds: float
+    device: str
+    mfu: float
+    step_seconds: float
+
+    @property
+    def share(self) -> float:
+        """Of a step."""
+        return self.seconds / self.step_seconds
 
 
 @contextmanager
@@ -162,10 +173,20 @@ def measure_blocked(workload: Workload, data: Path, scratch: Path) -> BlockedRes
 def compute_blocked(copy_rate: float, data: Path) -> ComputedBlocked:
     """Blocking time of LLaDA 8B with its optimizer cut over 64 ranks, if each copies at `copy_rate` bytes/s."""
     from launch.recipe import load_recipe
+    from pretrain.planning.plan import plan
 
     config = load_recipe(_LARGE, [f"data.path={data}"])
+    planned = plan(config, _LARGE_RANKS)
     size = len(KINDS) * torch.float32.itemsize * config.model.parameters().total // _LARGE_RANKS
-    return ComputedBlocked(_LARGE, _LARGE_RANKS, size, size / copy_rate)
+    return ComputedBlocked(
+        recipe=_LARGE,
+        ranks=_LARGE_RANKS,
+        bytes=size,
+        seconds=size / copy_rate,
+        device=planned["device"],
+        mfu=planned["time"]["mfu"],
+        step_seconds=planned["time"]["step_seconds"],
+    )
 
 
 def _progress(step: int) -> Progress:

@@ -174,7 +174,9 @@ def blocked_table(result: BlockedResult, copy: Spread, large: ComputedBlocked) -
         f"Workload {result.workload}, {result.bytes / 1e6:.1f} MB; training waits for {share:.1%} of a step (aim 5 %: "
         f"{'met' if share <= BLOCKED_AIM else 'missed'}). While the rest is written beside it, the steps share this "
         f"machine's cores. The last row is computed from the copy rate of {copy.show(0, 1e-6, ' MB/s')} measured with "
-        "the larger state here, between host memories; a GPU's differs."
+        f"the larger state here, between host memories; a GPU's differs. It takes the step of `lacuna plan`: "
+        f"{large.step_seconds:.2f} s on {large.ranks} {large.device.upper()} at an assumed MFU of {large.mfu:.0%} (aim "
+        f"5 %: {'met' if large.share <= BLOCKED_AIM else 'missed'})."
     )
     rows = [
         ["training waits for a save", result.blocked.show(2, 1e3), f"{share:.1%}"],
@@ -183,7 +185,7 @@ def blocked_table(result: BlockedResult, copy: Spread, large: ComputedBlocked) -
         [
             f"computed: {large.recipe} on {large.ranks} ranks, {large.bytes / 1e6:.0f} MB each",
             f"{large.seconds * 1e3:.0f}",
-            "",
+            f"{large.share:.1%}",
         ],
     ]
     return Table("Saves in the background", note, ["what", "ms", "of a step"], rows)
