@@ -15,6 +15,7 @@ from runtime.files import write_atomic
 
 _NAMES = {"masked": "masked diffusion", "autoregressive": "autoregressive"}
 _LINES = {"forward": "--", "backward": "-"}
+_MOST_BASELINE, _LEAST_SHARE = 0.02, 0.9
 _PAGE = """# The reversal study
 
 *Written by `lacuna study reversal`; the points behind the picture are in `reversal.csv`.*
@@ -26,7 +27,7 @@ A masked-diffusion model is trained to fill any gap, so on p(A | B) as well (LLa
 ![Exact answers along the training](reversal.png)
 
 {table}
-
+{aim}
 Thin lines are seeds, bold ones their mean. The shade, and the interval of the table, is Wilson's for all answers
 together; it takes the answers of different seeds to one question as independent.
 {missing}
@@ -114,6 +115,7 @@ def _page(scores: Sequence[Score], runs: Sequence[StudyRun]) -> str:
     train = masked.config.train
     return _PAGE.format(
         table="\n".join(_table(scores, runs)),
+        aim=f"\n{said}\n" if (said := "" if open_runs else aim(scores)) else "",
         missing=f"\n**Not finished:** {', '.join(open_runs)}.\n" if open_runs else "",
         couplets=sum(counts.values()),
         seen=counts.get("seen", 0),
@@ -127,6 +129,30 @@ def _page(scores: Sequence[Score], runs: Sequence[StudyRun]) -> str:
         flops=masked.flops_per_step * train.steps,
         masked_steps=train.steps,
         causal_steps=causal.config.train.steps,
+    )
+
+
+def aim(scores: Sequence[Score]) -> str:
+    """Whether the study's aim was met at the end, in the mean and by every seed: a paragraph, empty before the end.
+
+    The baseline answers at most `_MOST_BASELINE` backward, masked diffusion at least `_LEAST_SHARE` of its own forward
+    score.
+    """
+    ends = {family: max((s.step for s in scores if s.family == family), default=0) for family in FAMILIES}
+    last = {(f, d): {s.seed: s for s in _of(scores, f, d).get(ends[f], ())} for f in FAMILIES for d in DIRECTIONS}
+    forward, backward = ({seed: s.hits for seed, s in last["masked", d].items()} for d in DIRECTIONS)
+    baseline = [score.share for score in last["autoregressive", "backward"].values()]
+    if not baseline or forward.keys() != backward.keys() or not all(forward.values()):
+        return ""
+    below = [seed for seed in forward if backward[seed] < _LEAST_SHARE * forward[seed]]
+    missed = [f"seed {seed} with {backward[seed] / forward[seed]:.1%}" for seed in below]
+    backwards, forwards = sum(backward.values()), sum(forward.values())
+    met = backwards >= _LEAST_SHARE * forwards and max(baseline) <= _MOST_BASELINE
+    each = f"not by {' and '.join(missed)}" if missed else "by every seed"
+    return (
+        f"The aim, a baseline with at most {_MOST_BASELINE:.0%} backward and masked diffusion with at least "
+        f"{_LEAST_SHARE:.0%} of its own\nforward score, is {'met' if met else 'missed'} in the mean "
+        f"({backwards / forwards:.1%}; the baseline {max(baseline):.1%} at most); {each}."
     )
 
 
