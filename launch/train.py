@@ -38,9 +38,10 @@ def check_before_start(
     Returns the run's identity. What `choice` lets be set aside is looked at, and nothing is moved.
     """
     from data_pipeline.dataset import SampleReader
+    from pretrain.planning.nearest_layout import require_divides
     from pretrain.session import build_objective, run_identity
 
-    config.micro_batches(processes)
+    require_divides(config, processes)
     _metadata(config, directory)
     train = config.train
     reader = SampleReader(config.data, train.sequence_length, train.seed, global_batch=train.global_batch)

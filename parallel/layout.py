@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from parallel.refusals import mends, offer, refusal
 from runtime.errors import UserError
 from runtime.settings import Settings
 
@@ -33,66 +34,9 @@ class ParallelConfig(Settings):
 
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
-        if self.sequence and self.tensor == 1:
-            raise ValueError(
-                "parallel.sequence=true needs tensor ranks: set parallel.tensor above 1 or parallel.sequence=false"
-            )
-        if self.virtual_pipeline > 1 and self.pipeline == 1:
-            raise ValueError(
-                "parallel.virtual_pipeline needs stages: set parallel.pipeline above 1 or parallel.virtual_pipeline=1"
-            )
-        if self.context_exchange == "ring" and self.context == 1:
-            raise ValueError(
-                "parallel.context_exchange=ring needs context ranks: set parallel.context_exchange=gather"
-                + (" or parallel.context above 1" if self.engine == "megatron" else "")
-            )
-        if self.engine == "megatron":
-            self._megatron_can()
-        else:
-            self._deepspeed_can()
+        if why := refusal(self):
+            raise ValueError(f"{why}: {offer(mends(self))}")
         return self
-
-    def _megatron_can(self) -> None:
-        if self.zero > 1:
-            mend = (
-                "set parallel.zero=1"
-                if self.pipeline * self.context > 1
-                else "set parallel.zero=1 or parallel.engine=deepspeed"
-            )
-            raise ValueError(f"parallel.zero={self.zero} is not offered by parallel.engine=megatron: {mend}")
-        if self.offload != "none":
-            raise ValueError(
-                f"parallel.offload={self.offload} is not offered by parallel.engine=megatron: "
-                "set parallel.offload=none or parallel.engine=deepspeed"
-            )
-        if self.overlap and self.zero == 0:
-            raise ValueError(
-                "parallel.overlap=true gathers sharded parameters: set parallel.zero=1 or parallel.overlap=false"
-            )
-
-    def _deepspeed_can(self) -> None:
-        for axis in ("pipeline", "context"):
-            if getattr(self, axis) > 1:
-                raise ValueError(
-                    f"parallel.{axis}={getattr(self, axis)} is not offered by parallel.engine=deepspeed: "
-                    f"set parallel.engine=megatron with parallel.zero=1, or parallel.{axis}=1"
-                )
-        if self.zero == 0:
-            raise ValueError(
-                "parallel.zero=0 with parallel.engine=deepspeed reports no gradient norm: set parallel.zero=1"
-            )
-        if self.sequence:
-            raise ValueError(
-                "parallel.sequence=true is not offered by parallel.engine=deepspeed: set parallel.sequence=false"
-            )
-        if self.overlap:
-            raise ValueError(
-                "parallel.overlap=true is not offered by parallel.engine=deepspeed: set parallel.overlap=false"
-            )
-        if self.offload == "parameters" and self.zero != 3:
-            raise ValueError(
-                "parallel.offload=parameters needs sharded weights: set parallel.zero=3 or parallel.offload=optimizer"
-            )
 
     @property
     def model_size(self) -> int:
@@ -112,11 +56,9 @@ class ParallelConfig(Settings):
                 for axis in ("tensor", "pipeline", "context")
                 if getattr(self, axis) > 1
             )
-            fit = max(n for n in range(1, self.tensor + 1) if self.tensor % n == 0 and world % n == 0)
-            nearest = f"set parallel.tensor={fit}" if self.model_size == self.tensor else "make an axis smaller"
             raise UserError(
                 f"{axes} does not divide the world of {world} processes: "
-                f"{nearest} or start a multiple of {self.model_size} processes"
+                f"start a multiple of {self.model_size} processes"
             )
         return world // self.model_size
 

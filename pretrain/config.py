@@ -12,6 +12,7 @@ from parallel.layout import ParallelConfig, check_divides
 from pretrain.flops import expected_mask_ratio
 from pretrain.guards import GuardConfig
 from pretrain.health.config import ProfileConfig, WatchdogConfig
+from pretrain.layout_fit import misfit, uncompiled
 from pretrain.schedule import Schedule, WarmupStableDecay
 from pretrain.shape import ModelShape
 from runtime.deadline import duration
@@ -143,43 +144,20 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         layout, train = self.parallel, self.train
-        for key in ("heads", "kv_heads", "ffn"):
-            _divides(f"model.{key}", getattr(self.model, key), "parallel.tensor", layout.tensor)
-        _divides("train.sequence_length", train.sequence_length, "parallel.context", layout.context)
-        if layout.sequence:
-            part = train.sequence_length // layout.context
-            _divides("train.sequence_length / parallel.context", part, "parallel.tensor", layout.tensor)
-        _divides("train.global_batch", train.global_batch, "train.micro_batch", train.micro_batch)
-        if layout.chunks > self.model.layers:
-            raise ValueError(
-                f"parallel.pipeline × parallel.virtual_pipeline = {layout.chunks} needs as many layers, "
-                f"model.layers={self.model.layers}: set parallel.pipeline={min(layout.pipeline, self.model.layers)} "
-                f"and parallel.virtual_pipeline=1"
-            )
+        if why := misfit(self):
+            raise ValueError(why)
+        try:
+            check_divides("train.global_batch", train.global_batch, "train.micro_batch", train.micro_batch)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         if self.data.document_mask and layout.context_exchange == "ring":
             raise ValueError(
                 "data.document_mask=true is not offered with parallel.context_exchange=ring: "
                 "set parallel.context_exchange=gather or data.document_mask=false"
             )
-        if train.compile:
-            self._compiles()
+        if train.compile and (why := uncompiled(layout)):
+            raise ValueError(why)
         return self
-
-    def _compiles(self) -> None:
-        """A block is one graph only where nothing inside it talks to other ranks; hooks too would break it up."""
-        layout = self.parallel
-        for key, breaks, mend in (
-            ("tensor", layout.tensor > 1, "1"),
-            ("context", layout.context > 1, "1"),
-            ("overlap", layout.overlap, "false"),
-            ("zero", layout.zero == 3, "2"),
-        ):
-            if breaks:
-                value = str(getattr(layout, key)).lower()
-                raise ValueError(
-                    f"train.compile=true is not offered with parallel.{key}={value}: "
-                    f"set parallel.{key}={mend} or train.compile=false"
-                )
 
     def micro_batches(self, world: int) -> int:
         """Micro-batches per step and data-parallel rank. Raises UserError if the batch does not divide."""
@@ -197,10 +175,3 @@ class RunConfig(Settings):
                 f"set train.global_batch={nearest}"
             )
         return self.train.global_batch // (data * self.train.micro_batch)
-
-
-def _divides(key: str, value: int, by_key: str, by: int) -> None:
-    try:
-        check_divides(key, value, by_key, by)
-    except UserError as error:
-        raise ValueError(str(error)) from None

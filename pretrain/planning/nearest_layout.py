@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 
+from pydantic import ValidationError
+
 from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
+from pretrain.layout_fit import with_axes
 from pretrain.planning.estimate import Device
 from pretrain.planning.memory import memory
 from runtime.errors import UserError
@@ -25,20 +28,36 @@ def nearest_layout(config: RunConfig, world: int, device: Device | None = None) 
     found: list[tuple[float, int, ParallelConfig]] = []
     for tensor, pipeline, context, again in itertools.product(sizes, sizes, sizes, recompute):
         axes = {"tensor": tensor, "pipeline": pipeline, "context": context}
-        values = {
-            **given.model_dump(), **axes, "recompute": again, "sequence": given.sequence and tensor > 1,
-            "virtual_pipeline": given.virtual_pipeline if pipeline > 1 else 1,
-            "context_exchange": given.context_exchange if context > 1 else "gather",
-        }  # fmt: skip
         try:
-            candidate = RunConfig.parse({**config.model_dump(), "parallel": values}, config.name)
+            layout = with_axes(given, **axes, recompute=again)
+            candidate = RunConfig.parse({**config.model_dump(), "parallel": layout.model_dump()}, config.name)
             candidate.micro_batches(world)
-        except UserError:
+        except (UserError, ValidationError):
             continue
         if device is None or device.holds(memory(candidate, candidate.parallel, world)):
             far = sum(abs(math.log2(size / getattr(given, axis))) for axis, size in axes.items())
             found.append((far + (again != given.recompute), candidate.parallel.model_size, candidate.parallel))
     return min(found, key=lambda row: row[:2])[2] if found else None
+
+
+def require_divides(config: RunConfig, world: int) -> int:
+    """Micro-batches per step and data-parallel rank on `world` ranks.
+
+    Raises UserError, naming the nearest layout that works, if layout or batch do not divide them.
+    """
+    try:
+        return config.micro_batches(world)
+    except UserError as error:
+        reason, _, other = str(error).partition(": ")
+        raise UserError(f"{reason}: {mend(config, world)}, or {other}") from None
+
+
+def mend(config: RunConfig, world: int, device: Device | None = None) -> str:
+    """What to set for the nearest layout that works on `world` ranks (and fits `device`), or that none does."""
+    nearest = nearest_layout(config, world, device)
+    if nearest is None:
+        return "no layout works there, take another number of ranks or another train.global_batch"
+    return f"set {keys_of(nearest, config.parallel)}"
 
 
 def keys_of(layout: ParallelConfig, other: ParallelConfig) -> str:

@@ -14,6 +14,7 @@ from pretrain.planning.cost import checkpoints, duration, flops
 from pretrain.planning.estimate import DEVICES, Device, step_seconds
 from pretrain.planning.interruptions import Interruptions, interruption_plan
 from pretrain.planning.memory import activations_by_recompute, memory
+from pretrain.planning.nearest_layout import require_divides
 from pretrain.planning.traffic import traffic
 from pretrain.stage_cut import stages_of
 from runtime.errors import UserError, suggestion
@@ -33,13 +34,13 @@ def plan(
 
     `flops.per_token_exact` counts the head on every position, as published figures do;
     `flops.per_token_computed` counts it on the rows that need it, which is what a step does and MFU uses.
-    Raises UserError if the recipe's own layout does not fit `world`, or the device is unknown.
+    Raises UserError, with the nearest layout, if the recipe's own does not fit `world`, or the device is unknown.
     """
     if device not in DEVICES:
         raise UserError(f"--device {device!r} is none of {', '.join(DEVICES)}{suggestion(device, DEVICES)}")
     train, layout = config.train, config.parallel
     world = world or layout.model_size
-    config.micro_batches(world)
+    require_divides(config, world)
     counts = config.model.parameters()
     time = duration(config, world, DEVICES[device], mfu)
     saved = checkpoints(config, time["step_seconds"])

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.planning.estimate import DEVICES, Device
+from pretrain.planning.estimate import DEVICES
 from pretrain.planning.memory import Memory, memory_by_stage
-from pretrain.planning.nearest_layout import keys_of, nearest_layout
+from pretrain.planning.nearest_layout import mend, require_divides
 from pretrain.stage_cut import parameters_per_rank
 from runtime.errors import LacunaError, UserError, suggestion
 
@@ -69,7 +69,7 @@ def rehearse(config: RunConfig, world: int, device: str = "h200", show_progress:
     """
     if device not in DEVICES:
         raise UserError(f"--device {device!r} is none of {', '.join(DEVICES)}{suggestion(device, DEVICES)}")
-    micro_batches = _check_divides(config, world)
+    micro_batches = require_divides(config, world)
     built = _build_apart(config, world, show_progress)
     layout = config.parallel
     needed = memory_by_stage(config, layout, world)
@@ -101,24 +101,8 @@ def require_fit(config: RunConfig, rehearsal: Rehearsal) -> None:
     raise UserError(
         f"{config.name}: {rehearsal.layout} needs {worst.memory.total / 1e9:.1f} GB on pipeline rank "
         f"{worst.pipeline_rank}, an {device.name} has {device.memory / 1e9:.0f} GB and a tenth of it is kept free: "
-        f"{_mend(config, rehearsal.world, device)}"
+        f"{mend(config, rehearsal.world, device)}"
     )
-
-
-def _check_divides(config: RunConfig, world: int) -> int:
-    try:
-        return config.micro_batches(world)
-    except UserError as error:
-        reason = str(error).partition(": ")[0]
-        batch = f", or {str(error).partition(': ')[2]}" if reason.startswith("train.global_batch") else ""
-        raise UserError(f"{reason}: {_mend(config, world)}{batch}") from None
-
-
-def _mend(config: RunConfig, world: int, device: Device | None = None) -> str:
-    nearest = nearest_layout(config, world, device)
-    if nearest is None:
-        return "no layout works there, take another number of nodes or another train.global_batch"
-    return f"set {keys_of(nearest, config.parallel)}"
 
 
 def _build_apart(config: RunConfig, world: int, show_progress: bool) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_a_sequence_cut_twice_is_built(here: Here) -> None:
         ),
         (
             ["demo", "--rehearse", "--nodes", "1", "--gpus-per-node", "13"],
-            "no layout works there, take another number of nodes or another train.global_batch",
+            "no layout works there, take another number of ranks or another train.global_batch",
         ),
     ],
 )

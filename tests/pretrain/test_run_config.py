@@ -21,11 +21,30 @@ from tests.support.tiny import tiny_config
             {"parallel__tensor": 4, "model__kv_heads": 2},
             ["parallel.tensor=4", "model.kv_heads=2", "set parallel.tensor=2"],
         ),
-        ({"parallel__tensor": 4, "model__ffn": 90}, ["parallel.tensor=4", "model.ffn=90", "set parallel.tensor=3"]),
+        ({"parallel__tensor": 4, "model__ffn": 90}, ["parallel.tensor=4", "model.ffn=90", "set parallel.tensor=2"]),
+        (
+            {"parallel__tensor": 8, "model__width": 96, "model__heads": 12},  # 6 divides the heads only
+            ["parallel.tensor=8", "model.heads=12", "set parallel.tensor=4"],
+        ),
+        (
+            {"parallel__tensor": 3, "parallel__context": 3, "parallel__pipeline": 3, "parallel__sequence": True},
+            ["parallel.tensor=3", "model.heads=4", "set parallel.tensor=2 parallel.pipeline=2 parallel.context=2"],
+        ),
+        (
+            {"parallel__tensor": 3, "parallel__sequence": True, "train__sequence_length": 31},
+            ["parallel.tensor=3", "set parallel.tensor=1 parallel.sequence=false"],
+        ),
+        (
+            {"parallel__tensor": 2, "parallel__sequence": True, "parallel__context": 2, "train__compile": True},
+            [
+                "parallel.tensor=2",
+                "set parallel.tensor=1 parallel.context=1 parallel.sequence=false or train.compile=false",
+            ],
+        ),
         ({"parallel__context": 5}, ["parallel.context=5", "train.sequence_length=32", "set parallel.context=4"]),
         (
             {"parallel__tensor": 4, "parallel__sequence": True, "train__sequence_length": 30},
-            ["parallel.tensor=4", "train.sequence_length", "=30", "set parallel.tensor=3"],
+            ["parallel.tensor=4", "train.sequence_length", "=30", "set parallel.tensor=2"],
         ),
         ({"train__micro_batch": 3}, ["train.micro_batch=3", "train.global_batch=8", "set train.micro_batch=2"]),
         ({"parallel__pipeline": 3}, ["parallel.pipeline", "model.layers=2", "set parallel.pipeline=2"]),
@@ -93,6 +112,7 @@ def test_following_the_mends_ends_in_a_valid_configuration(changes: dict[str, An
             message = str(error)
             assert message not in seen, message  # the mend did not mend it
             seen.add(message)
+            assert len(seen) <= 3, seen  # one for switches, one for all axes together, one for the batch
             mend = message.rsplit("set ", 1)[1].rsplit(" or ", 1)[-1]  # the last alternative is the modest one
             assigned = re.findall(r"(\w+)\.(\w+)(?:=(\w+)| above (\d+))", mend)
             assert assigned, message
