@@ -92,12 +92,10 @@ _SHOW = """\
 shown=$!"""
 
 _SHOWN = """\
-# At the end of the run MLflow gets the rest, and how it ended.
+# MLflow gets the rest and the plots; at the end of the run also how it ended.
 kill "$shown"
-if [ "$action" != requeue ]; then
-    timeout 30 tail --pid="$shown" -f /dev/null || kill -KILL "$shown"
-    timeout 120 "${python[@]}" -m launch.slurm.show "$run"
-fi"""
+timeout 30 tail --pid="$shown" -f /dev/null || kill -KILL "$shown"
+[ "$action" = requeue ] || timeout 120 "${python[@]}" -m launch.slurm.show "$run\""""
 
 _TRAIN = """\
 # Train. srun ends all ranks once one fails and then reports their end, so each rank notes its own exit code.

@@ -62,7 +62,7 @@ def follow(
     """Forward the run every `seconds` as its metrics grow, until process `parent` is gone or SIGTERM comes.
 
     A dead server is tried again after growing pauses (up to 120 s) and said once in the log. At the end there
-    is one last short try; what is then still missing stays in the spool for `lacuna track sync`. With `conclude`
+    is one last short try, with the plots; what is then still missing waits for `lacuna track sync`. With `conclude`
     MLflow is told how the attempt ended: as `run.json` says, or failed if the parent was killed before it could note
     that. Returns whether MLflow has it all. For the main thread of a process of its own: takes SIGTERM over and lowers
     the process's priority.
@@ -100,17 +100,16 @@ class _Sender:
             self._next_try = time.monotonic() + self._pause
 
     def last_try(self, status: str | None) -> bool:
-        nothing_new = status is None and self._size() == self._sent_bytes
-        return nothing_new or self._send(_LAST_TRY, status)
+        return self._send(_LAST_TRY, status, plots=True)
 
     def _size(self) -> int:
         path = self._run_directory / "metrics.jsonl"
         return path.stat().st_size if path.exists() else -1
 
-    def _send(self, seconds: int, status: str | None = None) -> bool:
+    def _send(self, seconds: int, status: str | None = None, plots: bool = False) -> bool:
         size = self._size()
         try:
-            forward(self._run_directory, self._uri, self._experiment, status, seconds)
+            forward(self._run_directory, self._uri, self._experiment, status, seconds, plots)
         except (LacunaError, OSError) as error:
             if self._pause == 0.0:
                 log.warning("%s", error)

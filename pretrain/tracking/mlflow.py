@@ -48,9 +48,14 @@ class ForwardReport:
 
 
 def forward(
-    run_directory: Path, uri: str, experiment: str = "lacuna", finished: str | None = None, seconds: int = 10
+    run_directory: Path,
+    uri: str,
+    experiment: str = "lacuna",
+    finished: str | None = None,
+    seconds: int = 10,
+    plots: bool = False,
 ) -> ForwardReport:
-    """Send what MLflow at `uri` lacks of the run; with `finished`, its files and final status too.
+    """Send what MLflow at `uri` lacks of the run; with `plots` its plots too, with `finished` also its final status.
 
     Steps up to the last one sent are never sent again, even if a resumed run has written them anew; where its values
     are others, the tag `lacuna.replaced_steps` says so. Infinite values arrive as NaN (MLflow would turn them into
@@ -71,10 +76,10 @@ def forward(
         if state.run_id is None:
             state = _open_run(run_directory, server, state, artifacts)
         report = _send(run_directory, server, state, ended=finished is not None)
-        if finished is not None:
-            if server.facts(report.run_id).status != finished:  # else it would have ended now
-                server.finish(report.run_id, finished)
-                report = replace(report, status_changed=True)
+        if finished is not None and server.facts(report.run_id).status != finished:  # else it would have ended now
+            server.finish(report.run_id, finished)
+            report = replace(report, status_changed=True)
+        if finished is not None or plots:
             _send_plots(run_directory, server, report.run_id)
         _send_evaluations(run_directory, server, read_state(run_directory, redact(uri), experiment), artifacts)
         return report

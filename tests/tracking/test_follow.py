@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
+import pytest
 
-from pretrain.tracking.follow import start_follower
+from pretrain.tracking.follow import _Sender, start_follower
 from pretrain.tracking.spool import Spool
 
 _TRAINING = """
@@ -103,6 +104,23 @@ def test_it_waits_for_the_server_sends_all_and_ends_after_the_run(store: Any, ru
     assert values == [(0, 9.0)] + [(step, 1.0 / step) for step in range(1, 100)]
     assert log.read_text().count("failed") == 1  # said once, not at every try
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own store
+def test_the_last_try_brings_the_plots_of_a_run_that_goes_on(store: Any, run_directory: Path) -> None:
+    """As before a requeue: nobody says how it ended, and all points may be there already."""
+    from mlflow.tracking import MlflowClient
+
+    with Spool(run_directory / "metrics.jsonl") as spool:
+        for step in range(1, 5):
+            spool.write(step, {"train/loss": 1.0 / step, "tokens": step, "optim/lr": 0.1, "optim/grad_norm": 1.0})
+    sender = _Sender(run_directory, store.server, "lacuna", 1.0)
+    sender.tick()
+    assert sender.last_try(None)
+    run_id = json.loads((run_directory / "tracking.json").read_text())["run_id"]
+    client = MlflowClient(tracking_uri=store.server)
+    assert [file.path for file in client.list_artifacts(run_id, "plots")] == ["plots/loss.png"]
+    assert client.get_run(run_id).info.status == "RUNNING"
 
 
 def test_it_ends_on_sigterm_and_is_humble(run_directory: Path) -> None:
