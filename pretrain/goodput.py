@@ -28,10 +28,10 @@ _PREFIX, _DIGITS = "goodput/", 3
 class Accounts:
     """Seconds since the run began, each in one of five kinds.
 
-    `productive`: steps that stay. `data_wait`: waits for batches. `checkpoint`: training kept waiting by saves.
-    `restart`: before the first step of an attempt, and after the last logged one of the attempt before. `lost`: steps
-    that were done again, with their waits and saves. All as rank 0 sees them. `restarts` counts attempts after the
-    first one that got as far as training.
+    `productive`: steps that stay. `data_wait`: waits for batches, of rank 0 and of ranks that hold it up. `checkpoint`:
+    training kept waiting by saves. `restart`: before the first step of an attempt, and after the last logged one of the
+    attempt before. `lost`: steps that were done again, with their waits and saves. All as rank 0 sees them. `restarts`
+    counts attempts after the first one that got as far as training.
     """
 
     productive: float = 0.0

@@ -58,7 +58,9 @@ def train(
     with Loader(feed.step, span.start, span.stop) as batches:
         for fetched in batches:
             health.enter("collective", done + 1)
-            batch, agreed = quarantine.settle(done, fetched, bool(stop), saves.votes(), health.worked)
+            own, met = batches.wait_seconds, time.perf_counter()
+            batch, agreed = quarantine.settle(done, fetched, bool(stop), saves.votes(), health.worked, own)
+            waited = data_wait(own, agreed.waited, time.perf_counter() - met)
             health.enter("save", done + 1)
             saves.advance(agreed.saving)
             if agreed.stop:
@@ -71,7 +73,7 @@ def train(
                 result = _guarded_step(engine, batch, agreed, rate, guard)
             done += 1
             clock.tick(batches.wait_seconds)
-            hooks.waited(batches.wait_seconds)
+            hooks.waited(waited)
             if done % config.train.log_every == 0 or done == span.stop or guard.exhausted:
                 line = _metrics(config, done, agreed, result, rate, guard)
                 speed = clock.metrics(saves.stalled_seconds)
@@ -87,6 +89,13 @@ def train(
     health.enter("save", done)
     saves.conclude(done, guard)
     return done, done < span.stop
+
+
+def data_wait(own: float, longest: float, held: float) -> float:
+    """Seconds that a rank has lost to data: its `own` wait for its batch, and of the time that the others then `held`
+    it up what the `longest` wait of a rank explains.
+    """
+    return own + min(held, max(0.0, longest - own))
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

@@ -22,18 +22,24 @@ class Quarantine:
         self._since_last_line: list[int] = []
 
     def settle(
-        self, step: int, batch: StepBatch, stop: bool, votes: tuple[int, int], worked: float = 0.0
+        self,
+        step: int,
+        batch: StepBatch,
+        stop: bool,
+        votes: tuple[int, int],
+        worked: float = 0.0,
+        waited: float = 0.0,
     ) -> tuple[StepBatch, Agreement]:
         """The batch of step `step` (counted from 0) without what any rank has left out, and what `agree` says of it.
 
         Every rank calls this. Raises UserError if nothing is left of the global batch.
         """
-        agreed = agree(self._mesh, batch, stop, votes, worked)
+        agreed = agree(self._mesh, batch, stop, votes, worked, waited)
         if agreed.damaged:
             damage = dict(sample for share in self._mesh.gather(batch.quarantined) for sample in share)
             self._note(damage)
             batch = self._feed.step(step, damage.keys())
-            agreed = agree(self._mesh, batch, stop, votes, worked)
+            agreed = agree(self._mesh, batch, stop, votes, worked, waited)
         if not agreed.tokens:
             raise UserError(f"step {step + 1}: every sample of it is in damaged batches: restore the files named above")
         return batch, agreed

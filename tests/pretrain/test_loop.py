@@ -17,7 +17,7 @@ from pretrain.config import RunConfig
 from pretrain.feed import StepBatch
 from pretrain.flops import hardware_flops_per_token, training_flops_per_token
 from pretrain.guards import Guard
-from pretrain.loop import Hooks, learning_rate, train
+from pretrain.loop import Hooks, data_wait, learning_rate, train
 from runtime.errors import LacunaError
 from runtime.signals import StopRequest
 from tests.support.feeds import whole_feed
@@ -57,6 +57,28 @@ def test_ranks_agree_on_the_digest_of_the_global_batch(ranks: int) -> None:
         ranks, lambda mesh: agree(mesh, whole_feed(config, data_rank=mesh.rank, data_size=ranks).step(3), False)
     )
     assert results == [alone] * ranks
+
+
+def test_all_know_the_longest_wait_for_a_batch_and_each_ranks_work() -> None:
+    waits, share = [0.25, 2.0, 0.5], StepBatch((), 1, (0, 0))
+    results = run_ranks(3, lambda mesh: agree(mesh, share, False, (0, 0), 0.125 * mesh.rank, waits[mesh.rank]))
+    assert {agreed.waited for agreed in results} == {2.0}
+    assert {agreed.worked for agreed in results} == {(0.0, 0.125, 0.25)}
+
+
+@pytest.mark.parametrize(
+    ("own", "longest", "held", "lost"),
+    [
+        (0.5, 0.5, 0.1, 0.5),  # nobody waits longer: held up by something else
+        (0.5, 2.0, 1.4, 1.9),  # a peer's data, which came when this rank had already waited a little
+        (0.0, 2.0, 9.0, 2.0),  # held up by more than data
+        (0.0, 2.0, 0.0, 0.0),  # this rank was late itself
+    ],
+)
+def test_waits_of_peers_for_data_count_as_far_as_they_hold_a_rank_up(
+    own: float, longest: float, held: float, lost: float
+) -> None:
+    assert data_wait(own, longest, held) == pytest.approx(lost)
 
 
 @pytest.mark.parametrize("place", ["tensor_rank", "pipeline_rank", "context_rank"])
