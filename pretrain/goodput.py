@@ -1,6 +1,7 @@
 """Where the wall time of a run goes, over all of its attempts.
 
-The accounts stand in every line of metrics, and in `goodput.json` for what happens between lines. Lines that a resumed
+The accounts stand in every line of metrics, and in `goodput.json` for what happens between lines: at an
+attempt's begin and end, and every half minute where lines are rarer. Lines that a resumed
 attempt drops and writes anew have cost time too: before they go, their seconds are booked as lost.
 """
 
@@ -22,6 +23,7 @@ from runtime.errors import UserError
 from runtime.files import read_json, write_json
 
 _PREFIX, _DIGITS = "goodput/", 3
+_UNTOLD = 30.0
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class Accounts:
     """Seconds since the run began, each in one of five kinds.
 
     `productive`: steps that stay. `data_wait`: waits for batches, of rank 0 and of ranks that hold it up. `checkpoint`:
-    training kept waiting by saves. `restart`: before the first step of an attempt, and after the last logged one of the
-    attempt before. `lost`: steps that were done again, with their waits and saves. All as rank 0 sees them. `restarts`
-    counts attempts after the first one that got as far as training.
+    training kept waiting by saves. `restart`: before the first step of an attempt, and after what was written down last
+    of the attempt before. `lost`: steps that were done again, with their waits and saves. All as rank 0 sees them.
+    `restarts` counts attempts after the first one that got as far as training.
     """
 
     productive: float = 0.0
@@ -84,6 +86,16 @@ class Ledger:
 
     def __init__(self, before: Accounts) -> None:
         self._before, self._start, self._waited = before, time.perf_counter(), 0.0
+        self._told = self._start
+
+    @property
+    def must_tell(self) -> bool:
+        """Whether nothing has been written down for half a minute, so that a kill would leave it unaccounted for."""
+        return time.perf_counter() - self._told >= _UNTOLD
+
+    def told(self) -> None:
+        """The accounts have just been written down."""
+        self._told = time.perf_counter()
 
     def wait(self, seconds: float) -> None:
         """A batch was waited for."""

@@ -41,7 +41,7 @@ class Hooks:
 
     metrics: Callable[[int, dict[str, Any]], None]
     saves: Saves
-    waited: Callable[[float], None] = lambda seconds: None
+    waited: Callable[[int, float], None] = lambda step, seconds: None
     health: Health = field(default_factory=Health)
 
 
@@ -73,7 +73,7 @@ def train(
                 result = _guarded_step(engine, batch, agreed, rate, guard)
             done += 1
             clock.tick(batches.wait_seconds)
-            hooks.waited(waited)
+            hooks.waited(done, waited)
             if done % config.train.log_every == 0 or done == span.stop or guard.exhausted:
                 line = _metrics(config, done, agreed, result, rate, guard)
                 speed = clock.metrics(saves.stalled_seconds)

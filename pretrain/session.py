@@ -170,12 +170,20 @@ class Session:
             self._saves.close()
             if self._spool is not None:
                 self._spool.close()
-                self._close_accounts(max(start, self._spool.last_step))
+                self._write_accounts(max(start, self._spool.last_step))
                 self._spool = None
 
-    def _close_accounts(self, step: int) -> None:
+    def _waited(self, step: int, seconds: float) -> None:
+        """The batch of `step`, which is done, was waited for."""
+        assert self._ledger is not None
+        self._ledger.wait(seconds)
+        if self._ledger.must_tell:
+            self._write_accounts(step)
+
+    def _write_accounts(self, step: int) -> None:
         assert self._ledger is not None
         assert self._saves is not None
+        self._ledger.told()
         with suppress(OSError, LacunaError):  # a full disk, or a later attempt's run: why it ends is said elsewhere
             self._fence.check()
             note_accounts(self._directory, step, self._ledger.accounts(self._saves.stalled_seconds))
@@ -187,13 +195,14 @@ class Session:
             accounts = self._ledger.accounts(self._saves.stalled_seconds)
             where: dict[str, int | str] = {"run/layout": self._layout, "run/attempt": self._attempt}
             self._spool.write(step, {**values, **accounts.metrics(), **self._system.sample(), **where})
+            self._ledger.told()
 
     def hooks(self, report: Callable[[int, dict[str, Any]], None], health: Health) -> Hooks:
         """What the loop calls."""
         assert self._saves is not None, "the session is not opened"
         if self._ledger is None:
             return Hooks(report, self._saves, health=health)
-        return Hooks(report, self._saves, self._ledger.wait, health)
+        return Hooks(report, self._saves, self._waited, health)
 
     def _progress(self, step: int, guard: Guard) -> Progress:
         """What a checkpoint after `step` must say of the run."""

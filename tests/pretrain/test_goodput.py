@@ -49,8 +49,12 @@ class Run:
             for step in range(start + 1, start + steps + 1):
                 self.clock.now += 2.0
                 ledger.wait(0.5)
+                if ledger.must_tell:
+                    note_accounts(self.directory, step, ledger.accounts(stalled))
+                    ledger.told()
                 if step % self.log_every == 0:
                     spool.write(step, ledger.accounts(stalled).metrics())
+                    ledger.told()
                 if step % 2 == 0:
                     self.clock.now, stalled = self.clock.now + 1.0, stalled + 1.0
         if closes:
@@ -88,6 +92,13 @@ def test_steps_done_again_are_lost_with_their_waits_and_saves(run: Run) -> None:
         restarts=1,
     )  # fmt: skip
     assert run.accounts().wall == run.clock.now - run.began
+
+
+def test_steps_between_rare_lines_are_accounted_for_every_half_minute(run: Run) -> None:
+    run.log_every = 1000
+    run.attempt(0, 20, startup=0.0)  # the note comes after step 13, which ends after 26 s of steps and six saves
+    run.attempt(10, 0, startup=0.0)
+    assert run.accounts() == Accounts(restart=50.0 - 32.0, lost=32.0, lost_steps=3, restarts=1)
 
 
 def test_an_attempt_that_dies_before_its_first_line_hides_no_loss(run: Run) -> None:
