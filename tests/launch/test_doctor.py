@@ -165,6 +165,10 @@ def test_one_process_and_a_recipe(here: Here, recipe: Path, tmp_path: Path, monk
     assert "temporary files: " in result.stdout
     assert "http://***@127.0.0.1:9 failed" in result.stdout
     assert "hunter2" not in result.stdout + result.stderr
+    huge = here("doctor", recipe, "model.layers=1000", "model.width=24576", "--run", tmp_path / "run", "--json")
+    (room,) = [problem for problem in json.loads(huge.stdout)["problems"] if problem["check"] == "room"]
+    assert room["text"].startswith(f"{tmp_path} has ")
+    assert "two checkpoints take " in room["text"]
     assert refusal(here("doctor", "--nodes", "a b"), 2).startswith("--nodes 'a b' is neither a number nor a list")
 
 
