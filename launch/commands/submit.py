@@ -1,5 +1,6 @@
 """`lacuna submit`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -48,12 +49,12 @@ def submit(
     if json:
         print_json({"run": str(root), "jobs": jobs, "script": str(root / SCRIPT)})
         return
-    memory = human(prepared.plan["memory"]["per_rank"]["total"], "B")
+    quoted, memory = shlex.quote(str(root)), human(prepared.plan["memory"]["per_rank"]["total"], "B")
     print(
         f"job {', '.join(jobs)}: {nodes * gpus_per_node} ranks, {config.parallel.describe(nodes * gpus_per_node)}, "
         f"about {memory} a rank\n"
         f"  script   {root / SCRIPT}\n"
-        f"  follow   lacuna status {root} --watch\n"
-        f"           lacuna logs {root} --follow\n"
-        f"  stop     lacuna stop {root}"
+        f"  follow   lacuna status {quoted} --watch\n"
+        f"           lacuna logs {quoted} --follow\n"
+        f"  stop     lacuna stop {quoted}"
     )

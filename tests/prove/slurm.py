@@ -11,13 +11,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from parallel.checkpoint.catalogue import list_checkpoints
+from parallel.checkpoint.catalogue import list_checkpoints, published_checkpoints
+from parallel.checkpoint.manifest import CheckpointManifest
 from pretrain.tracking.spool import read_metrics
+from runtime.errors import UserError
 from tests.prove.page import renew_rows
 from tests.support.command_line import succeeded
 from tests.support.slurm_lab import SlurmLab, missing, wait_for
@@ -48,6 +51,11 @@ class Trial:
         endless = ["train.steps=1000000", "checkpoint.every=20", "checkpoint.keep=3", *overrides]
         answer = self.lab.lacuna("submit", self._recipe, *size, "--run", self.run, "--json", *endless)
         return str(json.loads(succeeded(answer))["jobs"][0])
+
+    def take_all_nodes(self) -> str:
+        """Submit a job of a higher tier, for 15 s; returns it."""
+        options = ["--parsable", "--partition=train", "--nodes=3", "--exclusive", "--output=/dev/null"]
+        return self.lab.run("sbatch", *options, "--wrap=sleep 15").strip()
 
     def attempts(self) -> list[dict[str, Any]]:
         """From run.json."""
@@ -101,27 +109,42 @@ def split_brain(trial: Trial) -> str:
     wait_for("requeue", lambda: trial.lab.restarts(job) == 1, _SECONDS)
     wait_for("second attempt", lambda: len(trial.attempts()) == 2, _SECONDS)
     began = time.monotonic()
-    alive = sum(p.is_running() for p in orphans)
-    assert alive, "the orphan must live for this to be a proof"
+    assert any(p.is_running() for p in orphans), "the orphan must live for this to be a proof"
+    authors: set[tuple[int, int]] = set()  # step and attempt of all checkpoints that were ever seen
+
+    def orphan_ended() -> bool:
+        for step, path in published_checkpoints(trial.run / "checkpoints"):
+            with suppress(UserError, OSError):  # it is being replaced by a newer one
+                authors.add((step, CheckpointManifest.read(path).provenance["attempt"]))
+        return not any(p.is_running() for p in orphans)
+
+    wait_for("end of the orphan", orphan_ended, _SECONDS)
+    ended = time.monotonic() - began
     (new,) = trial.wait_for_attempt(1)
     assert new != old
-    wait_for("end of the orphan", lambda: not any(p.is_running() for p in orphans), _SECONDS)
-    ended = time.monotonic() - began
-    failures = list((trial.run / "logs/0").glob("failure-*.json"))
-    words = json.loads(failures[0].read_text())["message"] if failures else "no word"
+    words = json.loads((trial.run / "logs/0/failure-00000.json").read_text())["message"]
+    assert "was taken over" in words, words
     trial.lab.power_off(old)
     trial.lab.start_slurmd(old)
+    finished = trial.finish(job)
+    assert orphan_ended()
+    taken = trial.steps_of(1)[0]  # the new attempt went on from the step before
+    assert max(trial.steps_of(0)) < taken
+    later = [attempt for step, attempt in authors if step >= taken]
+    assert later, "no checkpoint was seen after the takeover"
+    assert set(later) == {1}, authors
     told = words.replace(str(trial.run), "RUN").partition("(")[0].strip()
-    return f"the orphan ended {ended:.0f} s after the new attempt began (“{told}”); {trial.finish(job)}"
+    return (
+        f"the orphan ended {ended:.0f} s after the new attempt began (“{told}”); of {len(later)} later checkpoints "
+        f"none was its own; {finished}"
+    )
 
 
 def preemption(trial: Trial) -> str:
     """A job of a higher tier takes all nodes; the partition has a grace time."""
     job = trial.submit(2, partition="preempt")
     trial.wait_for_attempt(0)
-    blocker = trial.lab.run(
-        "sbatch", "--parsable", "--partition=train", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 15"
-    ).strip()
+    blocker = trial.take_all_nodes()
     wait_for("requeue", lambda: trial.lab.restarts(job) == 1, _SECONDS)
     trial.wait_for_attempt(1)
     first, second = trial.attempts()[:2]
@@ -129,6 +152,56 @@ def preemption(trial: Trial) -> str:
     assert (first["outcome"], first["exit_code"]) == ("stopped", 75), first
     assert second["from_step"] > 0
     return f"saved at step {second['from_step']}, waited for the other job, went on; {trial.finish(job)}"
+
+
+def preemption_of_steps(trial: Trial) -> str:
+    """As `preemption`, twice, on a Slurm that ends the steps and tells the script nothing: at first during the health
+    check, for which no node is to blame, then in training.
+    """
+    slow = trial.run.parent / "slow"
+    slow.touch()
+    python = trial.run.parent / "python"
+    wait = f'case "$*" in *launch.slurm.health*) [ ! -e {slow} ] || exec sleep 300;; esac'
+    python.write_text(f'#!/bin/sh\n{wait}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    job = trial.submit(2, partition="preempt", python=str(python))
+    wait_for("attempt 0", lambda: len(trial.attempts()) == 1, _SECONDS)
+    wait_for("health check", lambda: "sleep" in [p.name() for p in trial.lab.processes("node1")], _SECONDS)
+    trial.take_all_nodes()
+    wait_for("requeue", lambda: trial.lab.restarts(job) == 1, _SECONDS)
+    slow.unlink()
+    trial.wait_for_attempt(1)
+    trial.take_all_nodes()
+    wait_for("second requeue", lambda: trial.lab.restarts(job) == 2, _SECONDS)
+    trial.wait_for_attempt(2)
+    checked, trained, last = trial.attempts()
+    assert (checked["outcome"], checked["exit_code"], checked["reason"]) == (
+        "stopped",
+        75,
+        "stopped before the ranks started",
+    ), checked
+    assert not list(trial.lab.root.glob("home/lacuna/bad-nodes-*")), "a node was blamed"
+    assert (trained["outcome"], trained["exit_code"]) == ("stopped", 75), trained
+    assert last["from_step"] > 0
+    return f"no node blamed for the check; saved at step {last['from_step']}, went on; {trial.finish(job)}"
+
+
+def deaf(trial: Trial) -> str:
+    """The rank on the second node is stopped, and then the job is warned: it must not run into its limit."""
+    job = trial.submit(2)
+    first = trial.wait_for_attempt(0)
+    (stopped,) = [p for p in trial.lab.processes(first[1]) if "launch.worker" in p.cmdline() and "python" in p.name()]
+    stopped.suspend()
+    began = time.monotonic()
+    assert "saves and goes back" in succeeded(trial.lab.lacuna("requeue", trial.run))
+    wait_for("requeue", lambda: trial.lab.restarts(job) == 1, _SECONDS)
+    taken = time.monotonic() - began
+    trial.wait_for_attempt(1)
+    ended = trial.attempts()[0]
+    assert (ended["outcome"], ended["exit_code"]) == ("stopped", 75), ended
+    assert taken > 15, "the ranks had half of the grace of 30 s"
+    told = ended["reason"].partition("; see ")[0]
+    return f"“{told}”, requeued {taken:.0f} s after the warning; {trial.finish(job)}"
 
 
 def prolog_failure(trial: Trial) -> str:
@@ -192,6 +265,11 @@ SCENARIOS: dict[str, tuple[str, Callable[[Trial], str]]] = {
     "power-off": ("power of the first node fails", power_off),
     "split-brain": ("slurmd dies, its task lives", split_brain),
     "preemption": ("preempted, with a grace time", preemption),
+    "preemption-steps": (
+        "preempted twice, only the steps are told: in the health check, in training",
+        preemption_of_steps,
+    ),
+    "deaf": ("warned while a rank is stopped (grace of 30 s)", deaf),
     "mlflow": ("warned before the time limit, with MLflow", one_mlflow_run),
     "hang": ("a rank is stopped (limits of 8 s)", hang),
     "prolog": ("prolog fails on a node", prolog_failure),
@@ -202,7 +280,8 @@ def prove(name: str, work: Path, recipe: Path) -> str:
     """Run a scenario in a lab of its own; returns what was seen. Raises AssertionError or TimeoutError."""
     here = work / name
     here.mkdir()
-    with SlurmLab(Path(tempfile.mkdtemp(prefix="lacuna-lab-", dir="/tmp"))) as lab:
+    root = Path(tempfile.mkdtemp(prefix="lacuna-lab-", dir="/tmp"))
+    with SlurmLab(root, preempt_warning=name != "preemption-steps") as lab:
         return SCENARIOS[name][1](Trial(lab, here, recipe))
 
 

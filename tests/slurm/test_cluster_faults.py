@@ -7,6 +7,8 @@ import pytest
 from tests.prove.slurm import SCENARIOS, prove
 from tests.support.slurm_lab import missing
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(missing()), reason=f"no Slurm lab: {missing()}")

@@ -1,7 +1,10 @@
 """Whole runs on a real Slurm: submitted, warned, requeued, chained, broken. Skipped where there can be no lab."""
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow.tracking import MlflowClient
 
 from launch.slurm.bad_nodes import bad_nodes, remember
 from parallel.checkpoint.catalogue import list_checkpoints
@@ -19,7 +23,10 @@ from pretrain.tracking.spool import read_metrics
 from tests.support.command_line import refusal, succeeded
 from tests.support.slurm_lab import SlurmLab, wait_for
 
-pytestmark = pytest.mark.timeout(900)  # a busy machine is no failure: a rank imports for seconds, or for minutes
+pytestmark = [
+    pytest.mark.timeout(900),  # a busy machine is no failure: a rank imports for seconds, or for minutes
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+]
 ENDLESS = ["train.steps=1000000", "checkpoint.every=1000000"]
 Cluster = Callable[..., Path]
 
@@ -102,17 +109,24 @@ def test_a_node_that_doctor_finds_bad_is_left_out_of_the_next_submission(
     found = json.loads(result.stdout)
     assert [rank["node"] for rank in found["ranks"]] == ["node1", "node2"]
     assert list(found["exclude"]) == ["node2"]
-    dry = lab.lacuna("submit", small_recipe, *common, "--run", tmp_path / "run", "--dry-run")
+    run = tmp_path / "run"
+    dry = lab.lacuna("submit", small_recipe, *common, "--run", run, "--dry-run")
     assert "#SBATCH --exclude=node2\n" in succeeded(dry)
+    (job,) = _submit(lab, small_recipe, file, run)
+    assert lab.wait_for_end(job) == "COMPLETED", _log(run, job)
+    assert [attempt["nodes"] for attempt in _attempts(run)] == [["node1", "node3"]]
     (lab.root / "home/lacuna/bad-nodes-lab.json").unlink()
 
 
 def test_before_the_time_limit_it_saves_requeues_and_goes_on_until_it_is_told_to_stop(
     lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
 ) -> None:
-    """Slurm's own warning, once the limit is lowered to a minute or two from now; then `lacuna stop`."""
-    run = tmp_path / "run"
-    (job,) = _submit(lab, small_recipe, cluster(time="60", grace=100), run, *ENDLESS)
+    """Slurm's own warning, once the limit is lowered to a minute or two from now; then `lacuna stop`. All of it is one
+    MLflow run.
+    """
+    run, uri = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
+    tracking = ["tracking.enabled=true", f"tracking.uri={uri}"]
+    (job,) = _submit(lab, small_recipe, cluster(time="60", grace=100), run, *ENDLESS, *tracking)
     wait_for("steps", lambda: _lines(run, 0) > 3, 400)
     lab.run("scontrol", "update", f"JobId={job}", f"TimeLimit={lab.seconds_running(job) // 60 + 2}")
     wait_for("requeue", lambda: lab.restarts(job) == 1, 400)
@@ -135,6 +149,11 @@ def test_before_the_time_limit_it_saves_requeues_and_goes_on_until_it_is_told_to
     last = _steps_once_each(run)
     assert [entry.step for entry in list_checkpoints(run / "checkpoints")][-1] == last
     assert f"stopped at step {second['from_step']} of 1000000 on request" in _log(run, job)
+    succeeded(lab.lacuna("track", "sync", run))
+    client = MlflowClient(tracking_uri=uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    (shown,) = client.search_runs(experiments)
+    assert [p.step for p in client.get_metric_history(shown.info.run_id, "train/loss")] == list(range(1, last + 1))
 
 
 def test_the_guilty_rank_is_named_and_a_crash_loop_ends(
@@ -162,11 +181,24 @@ def test_the_guilty_rank_is_named_and_a_crash_loop_ends(
 def test_a_chain_of_three_jobs_is_one_training(
     lab: SlurmLab, cluster: Cluster, small_recipe: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    """A node turns bad on the way. The commands that `submit` prints are used as they stand."""
+    run = tmp_path / "a run"
     bad = tmp_path / "bad.json"
     file = cluster(bad_nodes={"file": str(bad)})
-    jobs = _submit(lab, small_recipe, file, run, "--chain", "3", "train.steps=300", "checkpoint.every=1000")
-    assert len(jobs) == 3
+    common = ["--cluster", file, "--nodes", "2", "--gpus-per-node", "1", "--run", run]
+    size = ["--chain", "3", "train.steps=300", "checkpoint.every=1000"]
+    first, *told = succeeded(lab.lacuna("submit", small_recipe, *common, *size)).splitlines()
+    printed = re.fullmatch(r"job (\d+), (\d+), (\d+): 2 ranks, megatron dp2.*, about [\d.]+ ?[KMG]?B a rank", first)
+    assert printed, first
+    jobs = list(printed.groups())
+    assert told == [
+        f"  script   {run}/submit.sbatch",
+        f"  follow   lacuna status '{run}' --watch",
+        f"           lacuna logs '{run}' --follow",
+        f"  stop     lacuna stop '{run}'",
+    ]
+    follow = [sys.executable, "-m", "launch.cli", *shlex.split(told[2])[1:]]
+    follower = subprocess.Popen(follow, env=lab.environment, stdout=subprocess.PIPE, text=True)
     remember(bad, {"node1": "found since"}, days=1)
     line = refusal(lab.lacuna("submit", small_recipe, "--cluster", cluster(), "--gpus-per-node", "1", "--run", run))
     assert f"has jobs in the queue: {', '.join(jobs)}; " in line
@@ -176,6 +208,8 @@ def test_a_chain_of_three_jobs_is_one_training(
     assert [lab.wait_for_end(job) for job in jobs] == ["FAILED", "FAILED", "COMPLETED"]
     assert [(a["job"], a["exit_code"]) for a in _attempts(run)] == list(zip(jobs, [75, 75, 0], strict=True))
     assert _steps_once_each(run) == 300
+    assert follower.communicate(timeout=60)[0].count("rank 0 of 2 starts") == 3
+    assert follower.returncode == 0
     assert [a["nodes"] for a in _attempts(run)] == [["node1", "node2"], ["node2", "node3"], ["node2", "node3"]]
 
 

@@ -56,7 +56,7 @@ DefMemPerCPU=100
 PriorityType=priority/basic
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
+{preempt_warning}
 AccountingStorageType=accounting_storage/none
 SlurmctldTimeout=10
 SlurmdTimeout=8
@@ -97,7 +97,8 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> None:
 class SlurmLab:
     """The lab in folder `root`, a short path (sockets). `with SlurmLab(root) as lab:` starts and ends it."""
 
-    def __init__(self, root: Path, nodes: int = 3, kill_wait: int = 5) -> None:
+    def __init__(self, root: Path, nodes: int = 3, kill_wait: int = 5, preempt_warning: bool = True) -> None:
+        """`preempt_warning`: whether the script hears of a preemption, as a site may set it; else only steps do."""
         self.root, self.names = root, [f"node{i + 1}" for i in range(nodes)]
         port = free_ports(nodes + 1)
         for folder in ("munge", "state", "spool", "gpu", "bad-prolog"):
@@ -120,6 +121,7 @@ class SlurmLab:
                 first=port + 1,
                 last=port + nodes,
                 kill_wait=kill_wait,
+                preempt_warning="SlurmctldParameters=preempt_send_user_signal" if preempt_warning else "",
             )
         )
         gres = f"NodeName=node[1-{nodes}] Name=gpu Type=h200 File={root}/gpu/nvidia[0-7]"
