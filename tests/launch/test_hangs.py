@@ -26,7 +26,7 @@ def _trace(path: Path, steps: int) -> None:
 def test_a_rank_that_is_slow_and_then_hangs_in_a_step(recipe: Path, tmp_path: Path) -> None:
     """It is named as slow, then as hung; stacks of both; every rank ends with code 76; steps 5 and 6 are traced."""
     run, plan = tmp_path / "run", {"rank": 1, "where": "step", "step": 60, "slow": 4}
-    traced = ["profile.first=5", "profile.last=6", "profile.ranks=[0]", "train.micro_batch=4"]
+    traced = ["profile.first=5", "profile.last=6", "profile.ranks=[0,1]", "train.micro_batch=4"]
     found = hang(recipe, run, plan, *limits(5), *traced)
     assert found.ranks == [1]
     assert found.seconds <= deadline(5)
@@ -42,7 +42,8 @@ def test_a_rank_that_is_slow_and_then_hangs_in_a_step(recipe: Path, tmp_path: Pa
     assert named
     assert named[-1]["health/slowest_ratio"] > 1.15
     assert "rank 1 on " in (run / "logs/0/rank-00000.jsonl").read_text().partition(" is slow: ")[0]
-    _trace(run / "traces/steps-00000005-00000006/rank-00000.json.gz", 2)
+    for rank in (0, 1):
+        _trace(run / f"traces/steps-00000005-00000006/rank-0000{rank}.json.gz", 2)
     assert "lacuna.watchdog" not in found.output
 
 
