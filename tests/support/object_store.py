@@ -1,7 +1,11 @@
-"""A real S3 server, moto's, in this process."""
+"""Real servers of object stores: moto's for S3, in this process, and an emulator of GCS in another."""
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,3 +80,30 @@ def s3_server(bucket: str) -> Iterator[Server]:
         filesystem.create_dir(bucket)
         yield server
     server.stop()
+
+
+@contextmanager
+def gcs_server(bucket: str) -> Iterator[Storage]:
+    """How to reach a running server with an empty bucket. Skips where gcp-storage-emulator is missing."""
+    pytest.importorskip("gcp_storage_emulator")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # in a process of its own: pyarrow may hold the interpreter's lock while it waits for an answer
+    command = ["start", "--host=127.0.0.1", f"--port={port}", "--in-memory", f"--default-bucket={bucket}"]
+    server = subprocess.Popen([sys.executable, "-m", "gcp_storage_emulator", *command], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not _listens(port):
+            assert server.poll() is None, "the emulator ended"
+            assert time.monotonic() < deadline, "the emulator did not start"
+            time.sleep(0.02)
+        yield Storage(endpoint=f"http://127.0.0.1:{port}", anonymous=True)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
