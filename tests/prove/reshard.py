@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.checkpoint.diff import EQUAL, CheckpointDifference
+from tests.support.compare import largest
 from tests.support.matrix import LAST, LAYOUTS, SAVED, curve, launch
 
 # relative, of losses and gradient norms. In bf16 a rounding is up to 2^-8: the mean loss stays within one, as those of
@@ -68,13 +69,13 @@ def compare(source: str, target: str, original: dict[str, Any], found: dict[str,
         sum(tensor.state == EQUAL for tensor in trip),
         _relative(expected.losses, seen.losses),
         _relative(expected.grad_norms, seen.grad_norms),
-        max(tensor.relative for tensor in last if tensor.kind == "weight"),
+        largest(tensor.relative for tensor in last if tensor.kind == "weight"),
         same_curve and all(tensor.state == EQUAL for tensor in last),
     )
 
 
 def _relative(expected: Sequence[float], seen: Sequence[float]) -> float:
-    return max(abs(a - b) / abs(a) for a, b in zip(expected, seen, strict=True))
+    return largest(abs(a - b) / abs(a) for a, b in zip(expected, seen, strict=True))
 
 
 def prove(names: Sequence[str], work: Path) -> Iterator[Pair]:

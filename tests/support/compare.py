@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from parallel.checkpoint.manifest import CheckpointManifest
@@ -56,7 +58,7 @@ def float32_drift(data: str, steps: int, layers: int = LAYERS) -> float:
     exact, _ = reference(data, steps, layers)
     case = Case(1, {}, data, micro_batch=8, steps=steps, layers=layers)
     rounded = reference_losses(case.config(), feed_of(case), steps, dtype=torch.float32)
-    return max(abs(a - b) / b for a, b in zip(rounded.grad_norms, exact.grad_norms, strict=True))
+    return largest(abs(a - b) / b for a, b in zip(rounded.grad_norms, exact.grad_norms, strict=True))
 
 
 def distance(case: Case, result: dict[str, Any]) -> Distance:
@@ -81,10 +83,10 @@ def distance(case: Case, result: dict[str, Any]) -> Distance:
     ]
     return Distance(
         tuple(result["digests"]) == digests,
-        max(abs(a - b) / abs(b) for a, b in zip(result["losses"], run.losses, strict=True)),
-        max(abs(a - b) / b for a, b in zip(result["grad_norms"], run.grad_norms, strict=True)),
-        max(gradients),
-        max(weights),
+        largest(abs(a - b) / abs(b) for a, b in zip(result["losses"], run.losses, strict=True)),
+        largest(abs(a - b) / b for a, b in zip(result["grad_norms"], run.grad_norms, strict=True)),
+        largest(gradients),
+        largest(weights),
     )
 
 
@@ -128,6 +130,11 @@ def continuation_faults(case: Case, result: dict[str, Any]) -> list[str]:
     kept = {curve: result[curve][case.steps // 2 :] for curve in rest}
     missing = ["no step was taken again"] * (case.resumed and set(rest) != {"losses", "grad_norms", "digests"})
     return missing + [f"continued {curve} differ" for curve in rest if rest[curve] != kept[curve]]
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest, or NaN if one of them is that; `max` may pass it over."""
+    return float(np.max(list(values)))
 
 
 def _reader(path: str) -> BlockReader:
