@@ -10,6 +10,8 @@ import pyarrow as pa
 from runtime.files import read_json, write_json
 
 ROWS, DIGESTS, DOCUMENTS = "rows.npy", "digests.npy", "documents.arrow"
+UNMET = "unmet.json"
+"""Named fields that no record of the part has."""
 ROW = np.dtype(
     [
         ("high", "<u8"),  # xxh3-128 of the text

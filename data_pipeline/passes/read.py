@@ -1,5 +1,6 @@
 """First pass: every document of every source once, through the stages that look at one document at a time."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from data_pipeline.config import BuildConfig
 from data_pipeline.dedup.signatures import Signatures, save_bands, shingles, sign
 from data_pipeline.fates import Fate
 from data_pipeline.passes.workshop import Unit, Workshop
-from data_pipeline.rows import DIGESTS, DOCUMENT, DOCUMENTS, ROW, ROWS, Part, load_rows
+from data_pipeline.rows import DIGESTS, DOCUMENT, DOCUMENTS, ROW, ROWS, UNMET, Part, load_rows
 from data_pipeline.sources.config import FileSource, SourceConfig
 from data_pipeline.sources.debian import default_cache
 from data_pipeline.sources.document import SourceDocument
@@ -22,6 +23,8 @@ from data_pipeline.sources.streams import Damaged
 from data_pipeline.stages.chain import Chain, Outcome
 from data_pipeline.stages.config import NearDuplicates, StagesConfig
 from data_pipeline.stages.decontaminate import REFERENCE, ReferenceTask, gather_reference
+from runtime.files import read_json, write_json
+from runtime.logs import log
 
 _BATCH_BYTES = 1 << 22
 _SMALLEST_PART, _LARGEST_PART, _PARTS = 1 << 20, 1 << 26, 64
@@ -72,12 +75,20 @@ def read_sources(
     parts = []
     for number, (source, of) in enumerate(zip(config.sources, units, strict=True)):
         places = _until(workshop, of, source.max_bytes) if source.max_bytes else [next(done) for _ in of]
+        _warn_of_unmet(source, places)
         left = source.max_bytes
         for place in places:
             rows, left = _rows_within(place, left)
             parts.append(Part(place, first_source + number, first_row, rows))
             first_row += rows
     return parts
+
+
+def _warn_of_unmet(source: SourceConfig, places: Sequence[Path]) -> None:
+    """One line where a field that is to be kept beside documents is in none of them: its name may be misspelt."""
+    keys = source.kept_fields
+    for field in sorted(set(keys).intersection(*(read_json(place / UNMET) for place in places)) if places else []):
+        log.warning("source %s: no record has the field %r: check its `%s`", source.name, field, keys[field])
 
 
 def _unit(config: BuildConfig, source: SourceConfig, pieces: list[Piece], reference: Path | None) -> Unit:
@@ -143,8 +154,9 @@ def _rows_within(place: Path, left: int | None) -> tuple[int, int | None]:
 def read_part(task: ReadTask, directory: Path) -> None:
     """Unit: write the rows of a part, its kept documents, and their digests in order."""
     chain = Chain(task.stages, task.reference)
-    with _PartWriter(directory, task.seed, task.stages.near_duplicates) as out:
+    with _PartWriter(directory, task.seed, task.stages.near_duplicates) as out, _Met(task.source, directory) as met:
         for document in _documents(task):
+            met.note(document)
             out.add(*_staged(document, chain))
             if task.source.max_bytes is not None and out.bytes > task.source.max_bytes:
                 return
@@ -170,6 +182,27 @@ def _documents(task: ReadTask) -> Iterator[SourceDocument]:
             if not isinstance(task.source, FileSource) or task.source.damaged == "stop":
                 raise damage(task.source, piece.file, error) from None
             yield SourceDocument(None, Fate.DAMAGED)
+
+
+class _Met:
+    """Writes down which of the source's fields to be kept were in no record."""
+
+    def __init__(self, source: SourceConfig, directory: Path) -> None:
+        self._unmet = set(source.kept_fields)
+        self._id: str | None = getattr(source, "id_field", None)
+        self._file = directory / UNMET
+
+    def note(self, document: SourceDocument) -> None:
+        if self._unmet and document.id is not None and self._id is not None:
+            self._unmet.discard(self._id)
+        if self._unmet and document.metadata is not None:
+            self._unmet -= json.loads(document.metadata).keys()
+
+    def __enter__(self) -> "_Met":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        write_json(self._file, sorted(self._unmet))
 
 
 class _PartWriter:

@@ -30,11 +30,20 @@ class Storage(Settings):
         return endpoint
 
 
+def _kept_fields(id_field: str | None, metadata_fields: list[str]) -> dict[str, str]:
+    return dict.fromkeys(metadata_fields, "metadata_fields") | ({id_field: "id_field"} if id_field else {})
+
+
 class _Source(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     licence: str
     max_bytes: int | None = Field(default=None, gt=0)
     """Take documents in order until the next one would pass this many UTF-8 bytes, duplicates counted."""
+
+    @property
+    def kept_fields(self) -> dict[str, str]:
+        """Fields that are kept beside a document, and the key that names each."""
+        return {}
 
 
 class FileSource(_Source):
@@ -92,6 +101,11 @@ class _Records(FileSource):
     metadata_fields: list[str] = []  # noqa: RUF012 (pydantic copies defaults)
     """Fields that are kept beside the document, as JSON."""
 
+    @property
+    def kept_fields(self) -> dict[str, str]:
+        """See `_Source`."""
+        return _kept_fields(self.id_field, self.metadata_fields)
+
 
 class JsonLines(_Records):
     """Files of one JSON object a line (`.gz` and `.zst` are unpacked)."""
@@ -125,6 +139,11 @@ class Chats(FileSource):
     id_field: str | None = None
     metadata_fields: list[str] = []  # noqa: RUF012
 
+    @property
+    def kept_fields(self) -> dict[str, str]:
+        """See `_Source`."""
+        return _kept_fields(self.id_field, self.metadata_fields)
+
 
 class Preferences(FileSource):
     """Records of a prompt (text or messages) and two answers to it (text or messages), the better one first."""
@@ -135,6 +154,11 @@ class Preferences(FileSource):
     rejected_field: str = "rejected"
     id_field: str | None = None
     metadata_fields: list[str] = []  # noqa: RUF012
+
+    @property
+    def kept_fields(self) -> dict[str, str]:
+        """See `_Source`."""
+        return _kept_fields(self.id_field, self.metadata_fields)
 
 
 class DebianPackage(_Source, _Plain):

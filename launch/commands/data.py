@@ -11,7 +11,7 @@ from launch.commands.output import DryRun, Json, print_json, print_table
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from data_pipeline.manifest import DatasetManifest
+    from data_pipeline.manifest import DatasetManifest, SourceInfo
     from pretrain.audit import Audit
 
 app = typer.Typer(help="Build and check datasets.", no_args_is_help=True)
@@ -218,4 +218,27 @@ def _print_audit(found: "Audit") -> None:
 
 def _print_summary(path: Path, manifest: "DatasetManifest", json: bool) -> None:
     summary = {name: {"tokens": split.tokens, "documents": split.documents} for name, split in manifest.splits.items()}
-    print_json({"path": str(path), "splits": summary}) if json else print(f"{path}: {summary}")
+    counts = {source.name: _counts(source) for source in manifest.sources}
+    if json:
+        print_json({"path": str(path), "splits": summary, "sources": counts})
+        return
+    print(f"{path}: {summary}")
+    for name, of in counts.items():
+        seen = ", ".join(f"{key.replace('_', ' ')} {count:,}" for key, count in of.items())
+        print(f"{name}: {seen or 'nothing'}")
+
+
+def _counts(source: "SourceInfo") -> dict[str, int]:
+    """What became of the source's documents: all counts that are not 0."""
+    keys = (
+        "documents",
+        "duplicates",
+        "near_duplicates",
+        "undecodable",
+        "without_text",
+        "empty",
+        "oversized",
+        "damaged",
+    )
+    found = {key: getattr(source, key) for key in keys} | source.filtered
+    return {key: count for key, count in found.items() if count}

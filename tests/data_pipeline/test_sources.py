@@ -152,12 +152,14 @@ def test_directories_lists_and_hidden_files(everywhere: dict[str, tuple[str, Pat
         read(source_of("jsonl", f"{home}/nothing-*"), tmp_path)
 
 
-def test_names_and_metadata_reach_the_dataset(tmp_path: Path) -> None:
+def test_names_and_metadata_reach_the_dataset(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"body": {"text": text}, "url": f"u{n}", "when": {"year": n}} for n, text in enumerate(TEXTS)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     keys = {"field": "body.text", "id_field": "url", "metadata_fields": ["when", "gone"]}
     info = built(source_of("jsonl", f"{tmp_path}/a.jsonl", **keys), tmp_path)
     assert info.documents == len(TEXTS)
+    lines = [line for line in caplog.messages if "no record has" in line]
+    assert lines == ["source s: no record has the field 'gone': check its `metadata_fields`"]
     table = pa.ipc.open_file(str(tmp_path / "out/train-00000.documents.arrow")).read_all().to_pylist()
     assert [row["id"] for row in table[:3]] == ["u0", "u1", "u2"]
     assert json.loads(table[5]["metadata"]) == {"when": {"year": 5}}

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from data_pipeline.manifest import DatasetManifest
+from launch.commands.data import _print_summary
 from tests.support.command_line import contents, refusal, succeeded
 from tests.support.damage import flip_bit
 
@@ -41,14 +43,19 @@ def test_data_build_verify_stats(here: Here, build_file: Path, built: Path, tmp_
     assert refusal(here("data", "build", "--config", build_file, "--out", out)).startswith(f"{out} exists already")
 
 
-def test_data_append_merge_split_and_tokenizer_evaluate(here: Here, dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "more.jsonl").write_text('{"text": "words of another source"}\n')
+def test_data_append_merge_split_and_tokenizer_evaluate(
+    here: Here, dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more.jsonl").write_text('{"text": "words of another source"}\n{broken\n{"txt": "a"}\n')
     source = {"kind": "jsonl", "name": "more", "licence": "MIT", "glob": str(tmp_path / "more.jsonl")}
     batch = json.loads((dataset / "manifest.json").read_text())["batch_tokens"]
     config = {"sources": [source], "tokenizer": {"kind": "existing", "path": str(dataset)}, "batch_tokens": batch}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(config))
     before = _one(here("data", "stats", dataset, "--json"))["documents"]
-    _one(here("data", "append", dataset, "--config", tmp_path / "more.yaml", "--json"))
+    report = _one(here("data", "append", dataset, "--config", tmp_path / "more.yaml", "--json"))
+    assert report["sources"]["more"] == {"documents": 1, "undecodable": 1, "without_text": 1}
+    _print_summary(dataset, DatasetManifest.load(dataset), json=False)
+    assert capfd.readouterr().out.splitlines()[-1] == "more: documents 1, undecodable 1, without text 1"
     stats = _one(here("data", "stats", dataset, "--plot", tmp_path / "lengths.png", "--json"))
     assert stats["documents"] == before + 1
     assert (tmp_path / "lengths.png").stat().st_size > 1000
