@@ -1,6 +1,7 @@
 """Bytes by formula, against the tensors that live while an engine takes a step under silent collectives."""
 
 import gc
+import math
 from typing import Any
 
 import pytest
@@ -107,6 +108,33 @@ def test_deepspeed_holds_what_is_said(zero: int, precision: str) -> None:
     assert after == pytest.approx(weights + needed.optimizer + cut_gradients, rel=0.01, abs=100_000)
     bucket = parameters * element if zero >= 2 else 0
     assert most + bucket == pytest.approx(needed.total, rel=0.12 if zero == 3 else 0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_rank_holds_the_whole_model_while_it_is_built(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ZeRO-3 on two ranks: half of the model and one whole tensor until it is cut; then one to initialise from."""
+    import deepspeed
+
+    config = _config(precision, engine="deepspeed", zero=3)
+    element = 2 if precision == "bf16" else 4
+    initialize, peaks = deepspeed.initialize, []
+
+    def noting(**arguments: Any) -> Any:
+        peaks.append(live.peak)
+        return initialize(**arguments)
+
+    monkeypatch.setattr(deepspeed, "initialize", noting)
+    with simulated_rank(config, 1, 2) as mesh, LiveTensors(reserved=BUCKET * element) as live:
+        engine = build_engine(config, mesh)
+        most, after = live.peak, live.bytes
+        pieces = {id(fragment.blocks): math.prod(fragment.shape) for fragment in engine.fragments()}
+    total, largest = sum(pieces.values()), max(pieces.values())
+    assert [total] == parameters_per_rank(config, config.parallel)
+    assert largest == 2 * 768 * 256  # gate and up are one tensor
+    # a tensor is made in fp32, before it is cut and has its type
+    assert total // 2 * element < peaks[0] < total / 2 * element + largest * (4 + element)
+    assert peaks[0] < total * element
+    assert most - after < 2 * largest * 4
 
 
 def test_offload_keeps_nothing_of_the_optimizer_on_the_device() -> None:
