@@ -208,11 +208,11 @@ def test_foretelling_costs_what_is_new(built: Path, monkeypatch: pytest.MonkeyPa
     """Of a thousand ranks, one reads a sample a step and looks 64 steps ahead: far beyond the chunks that are kept."""
     reader = SampleReader(DataConfig(path=str(built)), 64, seed=0)
     worked_out: list[tuple[int, int]] = []
-    told: list[int] = []
+    told: list[tuple[int, int]] = []
     places, batch = reader.places, 4096
     monkeypatch.setattr(reader, "places", lambda begin, end: worked_out.append((begin, end)) or places(begin, end))
-    monkeypatch.setattr(reader.datasets[0], "prefetch", lambda windows, length: told.extend(windows))
+    monkeypatch.setattr(reader.datasets[0], "prefetch", told.extend)
     for step in range(4):
         reader.prefetch(soon * batch + 7 for soon in range(step, step + 65))
     assert worked_out == [(soon * batch + 7, soon * batch + 8) for soon in range(68)]
-    assert told == [reader.locate(soon * batch + 7)[2] for soon in range(68)]
+    assert told == [(reader.locate(soon * batch + 7)[2] * 64, 64) for soon in range(68)]

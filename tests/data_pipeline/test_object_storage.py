@@ -298,7 +298,7 @@ def test_damage_in_the_store_is_named_and_damage_in_the_cache_is_mended(
     server.put(local / "plain", "tokens/bad")
     far = open_reader("s3://tokens/bad", remote)
     truth = far.tokens(0)
-    shard, number = next(far.datasets[0]._batches_of(far.locate(0)[2], LENGTH))
+    shard, number = next(far.datasets[0]._batches_of(far.locate(0)[2] * LENGTH, LENGTH))
     info = far.manifests[0].splits["train"].shards[shard]
     name, block = f"tokens/bad/{info.file.name}", next(
         path for path in stored(remote["cache"]) if path.name == info.batches[number]

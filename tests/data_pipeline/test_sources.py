@@ -344,8 +344,11 @@ def test_a_table_that_unpacks_to_far_more_is_bounded(tmp_path: Path) -> None:
         assert path.stat().st_size < 10_000_000
         found = read(source_of(kind, str(path)), tmp_path)
         assert [one.fate for one in found] == [Fate.KEPT, *[Fate.OVERSIZED] * 150, Fate.KEPT]
-    plain = pa.table({"text": ["0" * 1_000_000] * 100})
-    pq.write_table(plain, tmp_path / "b.parquet", use_dictionary=False, compression="zstd")
+    program = (
+        "import sys, pyarrow as pa, pyarrow.parquet as pq; rows = pa.table({'text': ['0' * 1_000_000] * 100}); "
+        "pq.write_table(rows, sys.argv[1], use_dictionary=False, compression='zstd')"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "b.parquet")], check=True)  # its memory is not ours
     with pytest.raises(UserError, match=r"source 's': .*b\.parquet cannot.*more than 256 times.*`damaged: skip`"):
         built(source_of("parquet", f"{tmp_path}/b.parquet"), tmp_path)
 
