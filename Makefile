@@ -15,7 +15,7 @@ pretrain: .venv/installed
 
 ## Everything that checks the project
 test: .venv/installed-test slurm lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 ## The tests that take tens of seconds each
 prove-slow: .venv/installed-test slurm
