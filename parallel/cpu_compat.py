@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -69,6 +70,7 @@ def install() -> bool:
     _device_constructors()  # cached from here on: with `torch.device(…):` must know the factories that are wrapped now
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
+    _have_deepspeed_keep_them()
     original_type = torch.Tensor.type
 
     def type_or_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -81,6 +83,14 @@ def install() -> bool:
 
     megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     return True
+
+
+def _have_deepspeed_keep_them() -> None:
+    """DeepSpeed gives torch back the factories that were there when it was imported: before the patches, perhaps."""
+    if loaded := sys.modules.get("deepspeed.runtime.zero.partition_parameters"):
+        for name in _FACTORIES:
+            if hasattr(loaded, f"_orig_torch_{name}"):
+                setattr(loaded, f"_orig_torch_{name}", getattr(torch, name))
 
 
 @contextlib.contextmanager

@@ -105,8 +105,8 @@ class TrainConfig(Settings):
 class CheckpointConfig(Settings):
     """Save every `every` steps (and at the end); keep the newest `keep`, and for ever those of `permanent_every` steps.
 
-    `async`: training waits only while its state is copied to host memory. `max_failures` failed saves in a row end
-    the run.
+    `every` is also what a kill costs at most. `async`: training waits only while its state is copied to host memory,
+    and a save is begun halfway, too: it takes steps to be published. `max_failures` failed saves in a row end the run.
     """
 
     every: int = Field(1000, gt=0)
@@ -114,6 +114,20 @@ class CheckpointConfig(Settings):
     permanent_every: int | None = Field(None, gt=0)
     in_background: bool = Field(False, alias="async")
     max_failures: int = Field(3, gt=0)
+
+    @property
+    def moments(self) -> set[int]:
+        """Steps within an interval after which a save is due; 0 is the interval's end."""
+        return {0, self.every // 2} if self.in_background else {0}
+
+    def is_due(self, step: int) -> bool:
+        """Whether the state after `step` is to be saved."""
+        return step % self.every in self.moments
+
+    def written(self, steps: int) -> int:
+        """Checkpoints that a run of `steps` writes, the last one included."""
+        whole, rest = divmod(steps, self.every)
+        return whole * len(self.moments) + (rest > 0) + sum(0 < moment < rest for moment in self.moments)
 
 
 class TrackingConfig(Settings):

@@ -50,7 +50,7 @@ def train(
 ) -> tuple[int, bool]:
     """Take the steps of `span` (counted from 0). Returns how many steps the run has and whether a stop was asked for.
 
-    Saves every `checkpoint.every` steps and at the end. Raises LacunaError if the guard refused too many steps.
+    Saves when `checkpoint` says that it is due, and at the end. Raises LacunaError if the guard refused too many steps.
     """
     clock, quarantine = _Clock(config, engine.mesh), Quarantine(engine.mesh, feed)
     done, saves, health = span.start, hooks.saves, hooks.health
@@ -66,8 +66,7 @@ def train(
             if agreed.stop:
                 break
             health.note(agreed.worked)
-            if (done + 1) % config.checkpoint.every == 0:
-                saves.make_way()
+            saves.make_way(done + 1)
             rate = learning_rate(config, done)
             with health.step(done + 1):
                 result = _guarded_step(engine, batch, agreed, rate, guard)
@@ -83,7 +82,7 @@ def train(
                 saves.finish()
                 raise LacunaError(_divergence(done, saves.saved, guard, result))
             health.enter("save", done)
-            if done % config.checkpoint.every == 0 and done < span.stop and result.accepted:
+            if config.checkpoint.is_due(done) and done < span.stop and result.accepted:
                 saves.begin(done, guard)
             health.enter("data", done + 1)
     health.enter("save", done)

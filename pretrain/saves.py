@@ -40,6 +40,7 @@ class Saves:
     ) -> None:
         self._config, self._root, self._engine, self._describe = config, root, engine, describe
         self._fence, self._note_save = fence or Fence(), note_save
+        self._every = config.every
         self._retention = Retention(config.keep, config.permanent_every)
         self._background = BackgroundSaver(root, engine, self._retention, self._fence) if config.in_background else None
         self._failures = self._failures_in_a_row = 0
@@ -49,20 +50,18 @@ class Saves:
         self.saved = saved
         self._doubtful: int | None = None  # a step whose checkpoint was published and could not be verified
 
-    def make_way(self) -> None:
-        """Wait for a save that is under way. Raises SaveError.
+    def make_way(self, step: int) -> None:
+        """Before `step` is taken: wait for a save under way, if a kill could cost more than an interval without it.
 
-        To be called before the step that the next save is of: so a kill costs less than two intervals of work, however
-        slow the disk is.
+        Raises SaveError.
         """
-        if self._background is not None and self._background.busy:
-            start = time.perf_counter()
-            self.finish()
-            self._news["checkpoint/wait_seconds"] = time.perf_counter() - start
+        if step - self.saved > self._every:
+            self._wait()
 
     def begin(self, step: int, guard: Guard) -> None:
-        """Save the state after `step`; in the background, where no other save may be under way. Raises SaveError."""
+        """Save the state after `step`; in the background after the one that is under way. Raises SaveError."""
         with self._stall():
+            self._wait()
             start = time.perf_counter()
             if self._background is None:
                 progress = self._describe(step, guard)
@@ -86,6 +85,13 @@ class Saves:
         if self._background is not None:
             with self._stall():
                 self._note(self._background.finish())
+
+    def _wait(self) -> None:
+        if self._background is not None and self._background.busy:
+            start = time.perf_counter()
+            self.finish()
+            waited = time.perf_counter() - start
+            self._news["checkpoint/wait_seconds"] = self._news.get("checkpoint/wait_seconds", 0.0) + waited
 
     def conclude(self, step: int, guard: Guard) -> None:
         """See to it that the state after `step`, the run's last, is saved and verified. Raises SaveError if not.

@@ -60,7 +60,7 @@ def duration(config: RunConfig, world: int, device: Device, mfu: float) -> dict[
 def checkpoints(config: RunConfig, step_seconds: float) -> dict[str, float]:
     """Bytes of one checkpoint and of all that are kept, and how often one is written at `step_seconds` a step."""
     every, steps = config.checkpoint.every, config.train.steps
-    written = -(-steps // every)
+    written = config.checkpoint.written(steps)
     one = config.model.parameters().total * _CHECKPOINT_BYTES
     return {
         "bytes": one,

@@ -68,11 +68,12 @@ def interruption_plan(
     rate = _COPY_RATE if config.checkpoint.in_background else _WRITE_RATE
     save = checkpoint_bytes / (world * rate) if found.save_seconds is None else found.save_seconds
     mean = found.mean_seconds(world)
-    steps = min(config.train.steps, max(1, round(best_interval(save, mean) / step_seconds)))
+    saves = len(config.checkpoint.moments)  # in an interval
+    steps = min(config.train.steps, max(1, round(saves * best_interval(save, mean) / step_seconds)))
     every = min(config.train.steps, config.checkpoint.every)
 
-    def goodput(steps_between: int) -> float:
-        return expected_goodput(steps_between * step_seconds, save, found.restart_seconds, mean)
+    def goodput(interval: int) -> float:
+        return expected_goodput(interval / saves * step_seconds, save, found.restart_seconds, mean)
 
     share = goodput(every)
     wall = config.train.steps * step_seconds / share if share else math.inf

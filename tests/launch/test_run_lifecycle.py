@@ -238,14 +238,15 @@ def _train_on_small_disk(kilobytes: int, disk: Path, mirror: Path, *arguments: s
     )
 
 
-@pytest.mark.parametrize("background", ["false", "true"])
+@pytest.mark.parametrize(("background", "every"), [("false", 2), ("true", 4)])
 def test_a_disk_that_holds_one_checkpoint(
-    here: Here, recipe: Path, half_run: Path, tmp_path: Path, background: str
+    here: Here, recipe: Path, half_run: Path, tmp_path: Path, background: str, every: int
 ) -> None:
     """Training goes on without the saves that find no room; the last one must succeed."""
     size = sum(p.stat().st_size for p in (half_run / "checkpoints/step-00000002").iterdir())
     run, kept = tmp_path / "run", tmp_path / "kept"
-    arguments = ["train", str(recipe), "--run", str(run), f"checkpoint.async={background}"]
+    changes = [f"checkpoint.async={background}", f"checkpoint.every={every}"]
+    arguments = ["train", str(recipe), "--run", str(run), *changes]
     result = _train_on_small_disk(size * 3 // 2 // 1024, run / "checkpoints", kept, *arguments)
     assert result.returncode == 2
     lines = result.stderr.splitlines()

@@ -125,10 +125,11 @@ class Recorder:
     def advance(self, votes: tuple[int, int]) -> None:
         assert votes == (0, 0)
 
-    def make_way(self) -> None:
+    def make_way(self, step: int) -> None:
         """There is never one under way."""
 
-    finish = make_way
+    def finish(self) -> None:
+        """Likewise."""
 
     def conclude(self, step: int, guard: Guard) -> None:
         if step > self.saved:

@@ -44,6 +44,11 @@ def saving(**settings: Any) -> CheckpointConfig:
     return CheckpointConfig.parse({"keep": 100, **settings}, "test")
 
 
+def saving_each(steps: int, in_background: bool, **settings: Any) -> CheckpointConfig:
+    """A save after each `steps`, which in the background is half an interval."""
+    return saving(every=steps * (1 + in_background), **{"async": in_background}, **settings)
+
+
 def run(mesh: Mesh, root: Path, steps: int, settings: CheckpointConfig, stop_after: int | None = None) -> Any:
     """Train from the beginning. Returns the lines of metrics; an error is raised."""
     config = tiny_config().model_copy(update={"checkpoint": settings})
@@ -72,19 +77,21 @@ def names(root: Path) -> list[str]:
 
 
 def test_a_background_run_publishes_the_same_bytes(mesh: Mesh, tmp_path: Path) -> None:
-    """Although its training goes on while it writes."""
+    """Although its training goes on while it writes; and it saves halfway through each interval, too."""
     before = set(threading.enumerate())
     waits = run(mesh, tmp_path / "waits", 7, saving(every=2))
     goes_on = run(mesh, tmp_path / "goes on", 7, saving(every=2, **{"async": True}))
     assert [n for n in names(tmp_path / "waits") if n != LATEST] == [f"step-{n:08d}" for n in (2, 4, 6, 7)]
-    assert files_below(tmp_path / "waits") == files_below(tmp_path / "goes on")
+    assert [n for n in names(tmp_path / "goes on") if n != LATEST] == [f"step-{n:08d}" for n in range(1, 8)]
+    waited, went_on = files_below(tmp_path / "waits"), files_below(tmp_path / "goes on")
+    assert waited == {path: content for path, content in went_on.items() if path in waited}
     assert [line["train/loss"] for line in waits.values()] == [line["train/loss"] for line in goes_on.values()]
     assert {t for t in threading.enumerate() if t.name.startswith("lacuna-checkpoint")} <= before
 
 
 @BACKGROUND
 def test_metrics_of_a_save(mesh: Mesh, tmp_path: Path, in_background: bool) -> None:
-    lines = run(mesh, tmp_path, 7, saving(every=2, **{"async": in_background}))
+    lines = run(mesh, tmp_path, 7, saving_each(2, in_background))
     news = {step: {k: v for k, v in line.items() if k.startswith("checkpoint/")} for step, line in lines.items()}
     assert news[1] == news[2] == {}
     assert news[3]["checkpoint/blocked_seconds"] > 0
@@ -100,7 +107,7 @@ def test_metrics_of_a_save(mesh: Mesh, tmp_path: Path, in_background: bool) -> N
 
 @BACKGROUND
 def test_a_stop_waits_for_the_writer(mesh: Mesh, tmp_path: Path, in_background: bool) -> None:
-    lines = run(mesh, tmp_path, 50, saving(every=2, **{"async": in_background}), stop_after=3)
+    lines = run(mesh, tmp_path, 50, saving_each(2, in_background), stop_after=3)
     assert list(lines) == [1, 2, 3]
     assert names(tmp_path) == [LATEST, "step-00000002", "step-00000003"]
 
@@ -110,7 +117,7 @@ def test_a_time_limit_stops_and_saves_without_any_signal(mesh: Mesh, tmp_path: P
     """On a clock by which each step takes 1000 s: after 8, another one and the reserve would be past the limit."""
     now, steps = 1000.0, []
     deadline = Deadline(10_000.0, 1500.0, lambda: now)
-    settings = saving(every=5, **{"async": in_background})
+    settings = saving_each(5, in_background)
     config = tiny_config().model_copy(update={"checkpoint": settings})
     engine, guard = build_engine(config, mesh), Guard(config.guard)
     saves = Saves(settings, tmp_path, engine, describe, saved=0, note_save=deadline.note_save)
@@ -132,7 +139,7 @@ def test_a_time_limit_stops_and_saves_without_any_signal(mesh: Mesh, tmp_path: P
 
 @BACKGROUND
 def test_a_diverging_run_waits_too_and_names_what_is_saved(mesh: Mesh, tmp_path: Path, in_background: bool) -> None:
-    settings = saving(every=2, **{"async": in_background})
+    settings = saving_each(2, in_background)
     config = tiny_config().model_copy(
         update={"checkpoint": settings, "guard": GuardConfig(patience=1, spike=1e-9, minimum=2)}
     )
@@ -190,7 +197,7 @@ def test_the_last_checkpoint_is_saved_again_if_it_is_not_verified(
 ) -> None:
     """A stop after a step whose checkpoint was damaged: the damaged one is kept aside."""
     RottenDisk(monkeypatch, {4})
-    run(mesh, tmp_path, 50, saving(every=2, **{"async": in_background}), stop_after=4)
+    run(mesh, tmp_path, 50, saving_each(2, in_background), stop_after=4)
     assert [(entry.step, entry.valid) for entry in list_checkpoints(tmp_path)] == [(2, True), (4, True)]
     assert names(tmp_path) == [LATEST, "set-aside-0", "step-00000002", "step-00000004"]
     assert [entry.valid for entry in list_checkpoints(tmp_path / "set-aside-0")] == [False]
@@ -202,7 +209,7 @@ def test_a_last_checkpoint_that_is_never_verified_ends_the_run_with_an_error(
 ) -> None:
     RottenDisk(monkeypatch, {4}, times=2)
     with pytest.raises(SaveError, match="checkpoint of step 4 is published, but rank 0 could not verify"):
-        run(mesh, tmp_path, 50, saving(every=2, **{"async": in_background}), stop_after=4)
+        run(mesh, tmp_path, 50, saving_each(2, in_background), stop_after=4)
 
 
 @BACKGROUND
@@ -229,7 +236,7 @@ def test_a_checkpoint_whose_elders_stay_is_good(
 def test_a_slow_disk_holds_training_back(
     mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
 ) -> None:
-    """At no time is more work unsaved than an interval and the steps beside its save; speeds leave the wait out."""
+    """At no time is more work unsaved than an interval; speeds leave the wait out."""
     real = os.fsync
 
     def fsync(file: int) -> None:
@@ -253,8 +260,19 @@ def test_a_slow_disk_holds_training_back(
     finally:
         saves.close()
     seconds = time.perf_counter() - start
-    assert max(at_risk) == (2 * every - 1 if in_background else every)
+    assert max(at_risk) == every
     assert sum(speeds) + saves.stalled_seconds < seconds
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 7])
+def test_what_is_due_is_what_is_counted(every: int, in_background: bool) -> None:
+    settings = saving(every=every, **{"async": in_background})
+    for steps in range(1, 30):
+        due = [step for step in range(1, steps + 1) if settings.is_due(step)]
+        assert settings.written(steps) == len({*due, steps})
+        assert set(range(every, steps + 1, every)) <= set(due)
+        assert len(due) <= steps // every * (1 + in_background) + in_background
 
 
 class BadDisk:
@@ -278,10 +296,10 @@ def test_failures_are_counted_and_the_run_goes_on(
 ) -> None:
     """Two in a row, twice: never three."""
     BadDisk(monkeypatch, {2, 4, 8, 10})
-    lines = run(mesh, tmp_path, 13, saving(every=2, **{"async": in_background}))
+    lines = run(mesh, tmp_path, 13, saving_each(2, in_background))
     assert [n for n in names(tmp_path) if n != LATEST] == [f"step-{n:08d}" for n in (6, 12, 13)]
     counts = [line["checkpoint/failures"] for line in lines.values() if "checkpoint/failures" in line]
-    assert counts == [1, 2, 3, 4]
+    assert counts == ([2, 4] if in_background else [1, 2, 3, 4])  # told at the latest when the next one begins
 
 
 @BACKGROUND
@@ -290,7 +308,7 @@ def test_too_many_failures_in_a_row_end_the_run(
 ) -> None:
     BadDisk(monkeypatch, {4, 6})
     with pytest.raises(SaveError, match=r"^checkpoint of step 6 not saved: .*free some room, earlier ones are intact$"):
-        run(mesh, tmp_path, 50, saving(every=2, max_failures=2, **{"async": in_background}))
+        run(mesh, tmp_path, 50, saving_each(2, in_background, max_failures=2))
     assert names(tmp_path) == [LATEST, "step-00000002"]
     assert max(run.lines) in ((6, 7) if in_background else (6,))  # type: ignore[attr-defined]
 
@@ -301,7 +319,7 @@ def test_the_last_save_must_succeed(
 ) -> None:
     BadDisk(monkeypatch, {5})
     with pytest.raises(SaveError, match="checkpoint of step 5 not saved"):
-        run(mesh, tmp_path, 5, saving(every=2, **{"async": in_background}))
+        run(mesh, tmp_path, 5, saving_each(2, in_background))
     assert names(tmp_path) == [LATEST, "step-00000002", "step-00000004"]
 
 
