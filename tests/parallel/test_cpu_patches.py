@@ -1,0 +1,27 @@
+"""The patches for machines without CUDA, in an interpreter of their own: they are made once in a process."""
+
+import subprocess
+import sys
+
+from tests.support.simulated import needs_cpu
+
+pytestmark = needs_cpu
+_DEEPSPEED_CAME_FIRST = """
+import deepspeed
+import torch
+from pretrain.build import build_engine
+from tests.support.simulated import single_process
+from tests.support.tiny import tiny_config
+config = tiny_config(parallel__engine="deepspeed", parallel__zero=3)
+with single_process(config) as mesh:
+    build_engine(config, mesh)
+assert torch.tensor([1.0], device="cuda").device.type == "cpu"
+with single_process(tiny_config()) as mesh:
+    build_engine(tiny_config(), mesh)
+"""
+
+
+def test_they_outlive_zero_3_although_deepspeed_was_imported_before_them() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _DEEPSPEED_CAME_FIRST]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
