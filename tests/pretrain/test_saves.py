@@ -299,7 +299,9 @@ def test_failures_are_counted_and_the_run_goes_on(
     lines = run(mesh, tmp_path, 13, saving_each(2, in_background))
     assert [n for n in names(tmp_path) if n != LATEST] == [f"step-{n:08d}" for n in (6, 12, 13)]
     counts = [line["checkpoint/failures"] for line in lines.values() if "checkpoint/failures" in line]
-    assert counts == ([2, 4] if in_background else [1, 2, 3, 4])  # told at the latest when the next one begins
+    told = {2, 4} if in_background else {1, 2, 3, 4}  # in the background at the latest when the next one begins
+    assert told <= set(counts) <= {1, 2, 3, 4}
+    assert counts == sorted(set(counts))
 
 
 @BACKGROUND
