@@ -39,7 +39,7 @@ def test_every_stage_has_something_to_do(whole: Whole) -> None:
     assert prose.documents == 480 - 24 - 24 - 10
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_change_nothing(whole: Whole, tmp_path: Path, processes: int) -> None:
     config, built = whole
     finish(start(config, tmp_path / "out", processes))
