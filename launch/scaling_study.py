@@ -24,8 +24,8 @@ _SHAPES = {MASKED: "llada", BASELINE: "ar"}
 def study_of(paths: list[Path], convention: str | None, draws: int) -> Study:
     """Fit the points of CSV files and of sweeps' directories (`lacuna scaling run --out`).
 
-    A sweep says how its FLOPs were counted; for CSV files `convention` does. Raises UserError if they disagree, or
-    what `read_points` and the fits refuse.
+    A sweep says how its FLOPs were counted; for CSV files `convention` does. Raises UserError if they disagree or hold
+    no points, and for what `read_points` and the fits refuse.
     """
     points: list[Measured] = []
     named = {convention} if convention else set()
@@ -37,6 +37,8 @@ def study_of(paths: list[Path], convention: str | None, draws: int) -> Study:
             points += read_points(path)
     if len(named) > 1:
         raise UserError(f"points are counted by {' and by '.join(sorted(named))}: fit them apart")
+    if not points:
+        raise UserError(f"{' and '.join(map(str, paths))}: no points yet: give a line for each trained model")
     return make_study(points, named.pop() if named else "as given", draws)
 
 

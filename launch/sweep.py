@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launch.pool import Job, run_jobs, why_failed
 from launch.recipe import load_recipe
+from launch.sweep_table import known_points
 from launch.sweep_tracking import SweepTracking
 from pretrain.config import RunConfig
 from pretrain.run_directory import RunDirectory
+from pretrain.scaling.identity import config_digest
 from pretrain.scaling.points import Measured, write_points
 from pretrain.scaling.sweep import Evaluation, Point, Sweep, parse_sweep, sweep_points
 from runtime.errors import LacunaError, Requeue, UserError
-from runtime.files import read_json, write_json
+from runtime.files import mend_of, read_json, write_json
 from runtime.progress import ProgressBar
 from runtime.settings import read_yaml
 from runtime.signals import StopRequest
@@ -23,18 +25,24 @@ from runtime.signals import StopRequest
 SWEEP_FILE = "sweep.json"
 """What a sweep's directory says of itself: its file's keys, all resolved."""
 _MODULE = "launch.sweep_point"
+_RESULTS = ("loss", "loss_se", "bits_per_byte", "bits_per_byte_se")
 _UNIT = 1e9
 
 
 @dataclass(frozen=True)
 class LoadedSweep:
     """A sweep with its points; `data_tokens` of the training split and the digest of its streams, or None if the data
-    is not there yet."""
+    is not there yet.
+
+    `table`: where its table is kept beside that in its directory; `known`: the points that were in it, by name.
+    """
 
     sweep: Sweep
     points: list[Point]
     data_tokens: int | None
     data_digest: str | None
+    table: Path | None = None
+    known: Mapping[str, Measured] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,14 +64,23 @@ class SweepDirectory:
         """What the point came to; it is there when the point is done."""
         return self.run(point).root / "result.json"
 
+    def waiting(self, loaded: LoadedSweep) -> list[Point]:
+        """The points that are done neither here nor in the sweep's table."""
+        return [point for point in loaded.points if not self.result(point).exists() and point.name not in loaded.known]
 
-def load_sweep(path: Path, need_data: bool) -> LoadedSweep:
-    """Read a sweep's file and work out its points. Raises UserError naming the key and the mend."""
+
+def load_sweep(path: Path, need_data: bool, table: Path | None = None) -> LoadedSweep:
+    """Read a sweep's file, and its `table` if there is one yet, and work out its points.
+
+    Raises UserError naming the key, or the table's point, and the mend.
+    """
     sweep = parse_sweep(read_yaml(path), str(path))
     base = load_recipe(sweep.recipe, sweep.overrides)
     data = _data(sweep) if need_data or Path(sweep.data).exists() else None
     tokens, digest = data or (None, None)
-    return LoadedSweep(sweep, sweep_points(sweep, base, tokens or 1 << 62), tokens, digest)
+    points = sweep_points(sweep, base, tokens or 1 << 62)
+    known = {} if table is None else known_points(table, sweep, points, digest)
+    return LoadedSweep(sweep, points, tokens, digest, table, known)
 
 
 def _data(sweep: Sweep) -> tuple[int, str]:
@@ -74,27 +91,43 @@ def _data(sweep: Sweep) -> tuple[int, str]:
 
 
 def open_sweep(loaded: LoadedSweep, out: Path) -> tuple[SweepDirectory, list[Point]]:
-    """Write what each point's process reads, and return the points that are not done.
+    """Write what each point's process reads, and what the sweep's table knows; return the points that are not done.
 
     Raises UserError if `out` holds points of another sweep.
     """
-    directory, sweep = SweepDirectory(out), loaded.sweep
-    _check_finished(directory, loaded)
-    write_json(out / SWEEP_FILE, sweep.model_dump(mode="json"))
-    waiting = [point for point in loaded.points if not directory.result(point).exists()]
+    directory = SweepDirectory(out)
+    _take_known(directory, loaded)
+    waiting = directory.waiting(loaded)
     for point in waiting:
-        root = directory.run(point).root
-        root.mkdir(parents=True, exist_ok=True)
-        order = {"config": point.config.model_dump(mode="json"), "evaluation": sweep.evaluation.model_dump()}
-        write_json(root / "point.json", {**order, "data": loaded.data_digest})
+        write_json(directory.run(point).root / "point.json", _order(loaded, point))
     return directory, waiting
 
 
+def _order(loaded: LoadedSweep, point: Point) -> dict[str, Any]:
+    evaluation = loaded.sweep.evaluation.model_dump()
+    return {"config": point.config.model_dump(mode="json"), "evaluation": evaluation, "data": loaded.data_digest}
+
+
+def _take_known(directory: SweepDirectory, loaded: LoadedSweep) -> None:
+    """Points of the sweep's table are done here too; what is done here already stays."""
+    _check_finished(directory, loaded)
+    write_json(directory.root / SWEEP_FILE, loaded.sweep.model_dump(mode="json"))
+    for point in loaded.points:
+        row = loaded.known.get(point.name)
+        if row is not None and not directory.result(point).exists():
+            result = {key: getattr(row, key) for key in _RESULTS}
+            write_json(directory.result(point), {**result, "from": str(loaded.table), "order": _order(loaded, point)})
+
+
 def collect_sweep(loaded: LoadedSweep, out: Path, tracked: bool = True, tracking_uri: str | None = None) -> int:
-    """Write the table of the points that are done so far, and show them to MLflow. Returns how many they are."""
+    """Write the table of the points that are done so far, and show them to MLflow. Returns how many they are.
+
+    Raises UserError if `out` holds points of another sweep.
+    """
     directory = SweepDirectory(out)
+    _take_known(directory, loaded)
     finished = [point for point in loaded.points if directory.result(point).exists()]
-    _write_table(directory, loaded.points)
+    _write_table(directory, loaded)
     tracking = SweepTracking(out, loaded.sweep.name, tracking_uri) if tracked else None
     _show(tracking, directory, finished)
     if tracking is not None and len(finished) == len(loaded.points):
@@ -111,6 +144,7 @@ def run_sweep(
     if it was stopped on request, LacunaError naming the points that failed.
     """
     directory, waiting = open_sweep(loaded, out)
+    _write_table(directory, loaded)
     tracking = SweepTracking(out, loaded.sweep.name, tracking_uri) if tracked else None
     failures: dict[str, str] = {}
     total = sum(_work(point) for point in loaded.points)
@@ -123,13 +157,13 @@ def run_sweep(
             point = by_name[job.name]
             if code == 0 and directory.result(point).exists():
                 finished.append(point)
-                _write_table(directory, loaded.points)
+                _write_table(directory, loaded)
                 _show(tracking, directory, [point])
             else:
                 failures[point.name] = why_failed(job, code)
             note = f"{len(finished)} of {len(loaded.points)} points done"
             bar.advance(_work(point), note + (f", {len(failures)} failed" if failures else ""))
-    _write_table(directory, loaded.points)
+    _write_table(directory, loaded)  # with a point that ended after the stop
     if tracking is not None:
         tracking.finish(complete=len(finished) == len(loaded.points))
     if stop:
@@ -145,20 +179,26 @@ def _job(directory: SweepDirectory, point: Point) -> Job:
     return Job(point.name, _MODULE, root, root / "point.log")
 
 
-def measured_points(directory: SweepDirectory, points: Sequence[Point]) -> list[Measured]:
+def measured_points(directory: SweepDirectory, loaded: LoadedSweep) -> list[Measured]:
     """The finished points as lines of the table, in the sweep's order."""
     found = []
-    for point in points:
+    for point in loaded.points:
         path = directory.result(point)
         if path.exists():
             result = read_json(path)
-            values = (result[key] for key in ("loss", "loss_se", "bits_per_byte", "bits_per_byte_se"))
-            found.append(point.measured(*values))
+            loss, loss_se, bits, bits_se = (result[key] for key in _RESULTS)
+            found.append(point.measured(loss, loss_se, bits, bits_se, loaded.data_digest or ""))
     return found
 
 
-def _write_table(directory: SweepDirectory, points: Sequence[Point]) -> None:
-    write_points(directory.table, measured_points(directory, points))
+def _write_table(directory: SweepDirectory, loaded: LoadedSweep) -> None:
+    points = measured_points(directory, loaded)
+    for path in (directory.table, loaded.table):
+        try:
+            if path is not None:
+                write_points(path, points)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): {mend_of(error)}") from None
 
 
 def _work(point: Point) -> int:
@@ -174,19 +214,21 @@ def _check_finished(directory: SweepDirectory, loaded: LoadedSweep) -> None:
 
 
 def _is_of(order: Any, path: Path, loaded: LoadedSweep, point: Point) -> bool:
-    """Whether what a result was made by is what the point says now; keys that are new since have their defaults."""
+    """Whether a result was made by what the point says now; keys that are new since have their defaults."""
     try:
         config = RunConfig.parse(order["config"], str(path))
         evaluation = Evaluation.parse(order["evaluation"], str(path))
-        return (config, evaluation, order["data"]) == (point.config, loaded.sweep.evaluation, loaded.data_digest)
+        return (config_digest(config, evaluation), order["data"]) == (point.config_digest, loaded.data_digest)
     except (UserError, KeyError, TypeError):
         return False
 
 
-def _show(tracking: SweepTracking | None, directory: SweepDirectory, points: Sequence[Point]) -> None:
+def _show(tracking: SweepTracking | None, directory: SweepDirectory, points: list[Point]) -> None:
     for point in points if tracking else ():
         assert tracking is not None
-        tracking.show(directory.run(point), read_json(directory.result(point)))
+        result = read_json(directory.result(point))
+        if "from" not in result:  # else its run is elsewhere, where it was shown
+            tracking.show(directory.run(point), result)
 
 
 def sweep_summary(loaded: LoadedSweep) -> dict[str, Any]:

@@ -35,6 +35,9 @@ def run(
         int | None, typer.Option(min=1, help="Points at a time (default: 1 here, all on Slurm).")
     ] = None,
     cluster: Annotated[str | None, typer.Option(help="Submit the points as a Slurm array; name or path.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="The sweep's table, kept here too: its points are done, others are added.")
+    ] = None,
     collect: Annotated[bool, typer.Option(help="Run nothing: write the table of the points that are done.")] = False,
     track: Annotated[bool, typer.Option(help="Show the points to MLflow.")] = True,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow's URI (default: mlflow.db below --out).")] = None,
@@ -47,7 +50,7 @@ def run(
 
     if cluster is not None and collect:
         raise UserError("--collect runs nothing: leave out --cluster, or --collect")
-    loaded = load_sweep(sweep, need_data=True)
+    loaded = load_sweep(sweep, need_data=True, table=table)
     if cluster is not None:
         _submit_array(loaded, sweep, out, cluster, processes, dry_run, json)
     elif dry_run:
@@ -59,8 +62,8 @@ def run(
         else:
             run_sweep(loaded, out, processes or 1, track, tracking_uri)
             done = len(loaded.points)
-        table = SweepDirectory(out).table
-        print_json({"points": done, "table": str(table)}) if json else print(f"{done} points in {table}")
+        written = SweepDirectory(out).table
+        print_json({"points": done, "table": str(written)}) if json else print(f"{done} points in {written}")
 
 
 def _submit_array(

@@ -26,7 +26,7 @@ attend "${python[@]}" -m launch.sweep_point "$point\""""
 
 _COLLECT = """\
 # The table of the points that are done. One task at a time, or the slower of two would take away the other's point.
-flock "$out/collect.lock" "${{python[@]}}" -m launch.cli scaling run {sweep} --out "$out" --collect"""
+flock "$out/collect.lock" "${{python[@]}}" -m launch.cli scaling run {sweep} --out "$out" --collect{table}"""
 
 _AGAIN = """\
 # Cut short by Slurm: back into the queue, last of all, since a requeue ends this script.
@@ -41,11 +41,11 @@ def prepare_array(
     """The script, and the names of the points that wait. Writes nothing. Raises UserError if none waits."""
     out = out.expanduser().absolute()
     check_run_path(out)
-    directory = SweepDirectory(out)
-    waiting = [point.name for point in loaded.points if not directory.result(point).exists()]
+    waiting = [point.name for point in SweepDirectory(out).waiting(loaded)]
     if not waiting:
         raise UserError(f"all {len(loaded.points)} points in {out} are done: `lacuna scaling fit {out}` reads them")
-    script = render_array(loaded.sweep.name, sweep.absolute(), out, waiting, cluster, at_once, sys.executable)
+    table = None if loaded.table is None else loaded.table.absolute()
+    script = render_array(loaded.sweep.name, sweep.absolute(), out, waiting, cluster, at_once, sys.executable, table)
     check_syntax(script)
     return script, waiting
 
@@ -67,9 +67,13 @@ def submit_array(loaded: LoadedSweep, out: Path, script: str) -> str:
 
 
 def render_array(
-    name: str, sweep: Path, out: Path, points: Sequence[str], cluster: ClusterConfig, at_once: int | None, python: str
-) -> str:
-    """The text of `sweep.sbatch`; `at_once`: how many tasks may run at a time. Paths are absolute."""
+    name: str, sweep: Path, out: Path, points: Sequence[str], cluster: ClusterConfig, at_once: int | None, python: str,
+    table: Path | None = None,
+) -> str:  # fmt: skip
+    """The text of `sweep.sbatch`; `at_once`: how many tasks may run at a time; `table`: where the table is kept too.
+
+    Paths are absolute.
+    """
     pairs: list[tuple[str, object]] = [
         ("job-name", job_name(out)),
         ("array", f"0-{len(points) - 1}" + (f"%{at_once}" if at_once else "")),
@@ -91,6 +95,7 @@ def render_array(
     words = shlex.join([*cluster.container, cluster.python or python, "-P"])
     listed = "\n".join(f"    {shlex.quote(point)}" for point in points)
     what = "".join(letter if letter.isprintable() else "?" for letter in name)
+    kept = "" if table is None else f" --table {shlex.quote(str(table))}"
     blocks = [
         directives([f"Points of the sweep {what}, a task each", "Written by `lacuna scaling run --cluster`"],
                    pairs, ["--requeue" if cluster.requeue else "--no-requeue", *cluster.sbatch]),
@@ -99,7 +104,7 @@ def render_array(
         *site_lines(cluster),
         f"cd {shlex.quote(str(Path.cwd()))} || exit",
         _TRAIN,
-        _COLLECT.format(sweep=shlex.quote(str(sweep))),
+        _COLLECT.format(sweep=shlex.quote(str(sweep)), table=kept),
         _AGAIN,
     ]  # fmt: skip
     return "\n\n".join(blocks) + "\n"

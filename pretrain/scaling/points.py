@@ -25,6 +25,8 @@ class Measured:
 
     `loss` nats per token on held-out text (`loss_se` its standard error), an upper bound for masked diffusion.
     `budget` groups the points of one IsoFLOP curve. `unique_tokens`: D without repeats, if less than D.
+    A sweep's points say what they were made by: `config_digest` (of `pretrain.scaling.identity`), and `data_digest` of
+    the token streams.
     """
 
     family: str
@@ -38,6 +40,8 @@ class Measured:
     bits_per_byte: float | None = None
     bits_per_byte_se: float | None = None
     name: str = ""
+    config_digest: str = ""
+    data_digest: str = ""
 
     @property
     def unique(self) -> float:
@@ -50,17 +54,19 @@ class Measured:
         return self.tokens / self.unique
 
 
-_TEXT = ("family", "name")
+_DIGESTS = ("config_digest", "data_digest")
+_TEXT = ("family", "name", *_DIGESTS)
 COLUMNS = tuple(field.name for field in fields(Measured))
 _FAMILY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAY_BE_ZERO = ("loss_se", "bits_per_byte_se")
 
 
 def read_points(path: Path) -> list[Measured]:
-    """Read a CSV file with a header. Columns that are not ours are passed over, unless they look misspelt.
+    """Read a CSV file with a header; a sweep's has no points at first. Columns that are not ours are passed over,
+    unless they look misspelt.
 
     Raises UserError naming the file, the line and the column: missing columns, values that are no positive finite
-    numbers, no points.
+    numbers.
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
@@ -74,12 +80,9 @@ def read_points(path: Path) -> list[Measured]:
     try:
         _check_header(path, [name.strip() for name in reader.fieldnames or []])
         reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-        points = [_point(path, reader.line_num, row) for row in reader if any(_words(row))]
+        return [_point(path, reader.line_num, row) for row in reader if any(_words(row))]
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}: mend it there") from None
-    if not points:
-        raise UserError(f"{path} holds no points: give a line for each trained model")
-    return points
 
 
 def write_points(path: Path, points: Iterable[Measured]) -> None:
@@ -126,7 +129,7 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{path}: column {name!r} stands twice: keep one of them")
-        near = suggestion(name, [column for column in COLUMNS if column not in names])
+        near = suggestion(name, [column for column in COLUMNS if column not in (*names, *_DIGESTS)])
         if name not in COLUMNS and near and len(name) > 3:
             raise UserError(f"{path}: unknown column {name!r}{near}: rename it")
 

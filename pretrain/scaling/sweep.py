@@ -12,6 +12,7 @@ from pretrain.flop_conventions import CONVENTIONS, Training
 from pretrain.flops import bound_flops, forward_flops_per_token, likelihood_flops
 from pretrain.planning.cost import training_of
 from pretrain.scaling.families import PUBLISHED, shape_of_size
+from pretrain.scaling.identity import config_digest
 from pretrain.scaling.points import Measured
 from pretrain.scaling.rules import DeepSeekRule, Rule
 from pretrain.shape import ModelShape
@@ -120,10 +121,12 @@ def parse_sweep(values: Any, where: str) -> Sweep:
 class Point:
     """A run of a sweep. `tokens` are those trained on: short masked samples count with their length, not the window.
 
+    `config_digest` is that of its configuration and of its validation's.
     `flops` by the sweep's convention; `computed_flops` what its steps compute; `evaluation_flops` its validation.
     """
 
     config: RunConfig
+    config_digest: str
     budget: float | None
     tokens: float
     flops: float
@@ -142,7 +145,9 @@ class Point:
         """N, weights of the layers' matrices."""
         return self.config.model.parameters().non_embedding_matrices
 
-    def measured(self, loss: float, loss_se: float, bits: float, bits_se: float) -> Measured:
+    def measured(
+        self, loss: float, loss_se: float | None, bits: float | None, bits_se: float | None, data_digest: str
+    ) -> Measured:
         """The point as a line of the table."""
         unique = self.config.data.unique_tokens
         return Measured(
@@ -157,6 +162,8 @@ class Point:
             bits_per_byte=bits,
             bits_per_byte_se=bits_se,
             name=self.name,
+            config_digest=self.config_digest,
+            data_digest=data_digest,
         )
 
 
@@ -215,6 +222,7 @@ def _point(
     config = _config(sweep, draft, name, (micro, batch), steps, chosen.lr, unique)
     return Point(
         config=config,
+        config_digest=config_digest(config, sweep.evaluation),
         budget=budget,
         tokens=positions * share,
         flops=per_position * positions,

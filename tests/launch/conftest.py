@@ -1,5 +1,6 @@
 """One small dataset, one recipe on it, and one run of four of its eight steps, made once."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launch.cli import main
 from tests.support.command_line import lacuna, succeeded
@@ -51,6 +53,35 @@ def half_run(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     run = tmp_path_factory.mktemp("half") / "run"
     succeeded(lacuna("train", recipe, "--run", run, "--until", "4"))
     return run
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
+    """One point of each family, about 150 steps with a checkpoint every 50."""
+    values = {
+        "name": "small",
+        "data": str(built),
+        "overrides": ["train.sequence_length=32", "model.vocabulary=300", "train.seed=3"],
+        "budgets": [8.0e9],
+        "sizes": [[5000]],
+        "rule": {"kind": "fixed", "batch_tokens": 512, "lr": 0.01},
+        "evaluation": {"windows": 8, "draws": 4},
+        "expected_rate": 1e9,
+    }
+    path = tmp_path_factory.mktemp("sweep") / "sweep.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sweep, run without a break, that no test changes."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    told = json.loads(
+        succeeded(lacuna("scaling", "run", sweep, "--out", out, "--processes", "2", "--no-track", "--json"))
+    )
+    assert told == {"points": 2, "table": str(out / "points.csv")}
+    return out
 
 
 @pytest.fixture

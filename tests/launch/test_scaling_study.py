@@ -11,7 +11,7 @@ from launch.recipe import dump_config, load_recipe
 from pretrain.flops import forward_flops_per_token
 from pretrain.scaling.compare import Comparison
 from pretrain.scaling.parametric import ParametricLaw
-from pretrain.scaling.points import Measured, write_points
+from pretrain.scaling.points import Measured, read_points, write_points
 from pretrain.scaling.power_law import Interval
 from pretrain.scaling.repeats import RepeatLaw
 from pretrain.scaling.report import page
@@ -196,3 +196,31 @@ def test_flops_per_token_come_from_the_points() -> None:
     found = flops_per_token_of(with_head)
     for size in (3e6, 1e10):
         assert found(size) == pytest.approx(6 * size + 500 * size**0.6, rel=1e-6)
+
+
+def test_half_tables_are_reported_as_far_as_they_go(points: Path, tmp_path: Path, here: Here) -> None:
+    """The tables of sweeps that were stopped: one goes on, one has not begun, one has only repeats."""
+    every = read_points(points)
+    parts = {
+        "masked": [p for p in every if p.family == "masked" and p.epochs == 1],
+        "autoregressive": [p for p in every if p.family == "autoregressive"],
+        "repeats": [p for p in every if p.epochs > 1],
+    }
+    order = []
+    for name, some in parts.items():
+        done = 0 if name == "autoregressive" else len(some) // 2
+        write_points(tmp_path / f"{name}.csv", some[:done])
+        order.append(tmp_path / f"{name}.csv")
+    told = succeeded(here("scaling", "report", *order, "--out", tmp_path / "report", "--draws", "20"))
+    assert "report.md" in told
+    assert "autoregressive" not in (tmp_path / "report" / "optima.csv").read_text()
+    assert read_points(tmp_path / "report" / "points.csv") == [p for path in order for p in read_points(path)]
+
+
+def test_tables_without_a_point_are_refused(tmp_path: Path, here: Here) -> None:
+    for name in ("a.csv", "b.csv"):
+        write_points(tmp_path / name, [])
+    line = refusal(here("scaling", "fit", tmp_path / "a.csv", tmp_path / "b.csv"))
+    assert line == f"{tmp_path / 'a.csv'} and {tmp_path / 'b.csv'}: no points yet: give a line for each trained model"
+    line = refusal(here("scaling", "report", tmp_path / "b.csv", "--out", tmp_path / "report"))
+    assert "no points yet" in line

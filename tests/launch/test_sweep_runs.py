@@ -20,35 +20,6 @@ from tests.launch.conftest import Here
 from tests.support.command_line import ENVIRONMENT, LACUNA, lacuna, refusal, succeeded
 
 
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
-    """One point of each family, about 150 steps with a checkpoint every 50."""
-    values = {
-        "name": "small",
-        "data": str(built),
-        "overrides": ["train.sequence_length=32", "model.vocabulary=300", "train.seed=3"],
-        "budgets": [8.0e9],
-        "sizes": [[5000]],
-        "rule": {"kind": "fixed", "batch_tokens": 512, "lr": 0.01},
-        "evaluation": {"windows": 8, "draws": 4},
-        "expected_rate": 1e9,
-    }
-    path = tmp_path_factory.mktemp("sweep") / "sweep.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sweep, run without a break."""
-    out = tmp_path_factory.mktemp("finished") / "out"
-    told = json.loads(
-        succeeded(lacuna("scaling", "run", sweep, "--out", out, "--processes", "2", "--no-track", "--json"))
-    )
-    assert told == {"points": 2, "table": str(out / "points.csv")}
-    return out
-
-
 @contextmanager
 def launched(sweep: Path, out: Path) -> Iterator["subprocess.Popen[str]"]:
     command = [*LACUNA, "scaling", "run", str(sweep), "--out", str(out), "--processes", "2", "--no-track"]

@@ -20,22 +20,28 @@ def table(folder: Path, text: str) -> Path:
 def test_written_points_read_back_equal(tmp_path: Path) -> None:
     points = [
         *planted_points(CHINCHILLA),
-        Measured("ar", 1 / 3, 0.1 + 0.2, 1e300, 2.5, 0.0, 1e18, 5e-5, 1.1, 0.2, 'a "quoted", name'),
+        Measured("ar", 1 / 3, 0.1 + 0.2, 1e300, 2.5, 0.0, 1e18, 5e-5, 1.1, 0.2, 'a "quoted", name', "c1", "d1"),
     ]
     write_points(tmp_path / "points.csv", points)
     assert read_points(tmp_path / "points.csv") == points
 
 
 def test_other_peoples_tables_are_taken(tmp_path: Path) -> None:
-    text = "\ufeffloss , family,wandb_id, tokens,parameters,flops\r\n2.5,ours,x17, 2e9,1E8,1.2e18\r\n\r\n"
+    text = (
+        "\ufeffloss , family,wandb_id,config,data, tokens,parameters,flops\r\n2.5,ours,x17,c,d, 2e9,1E8,1.2e18\r\n\r\n"
+    )
     assert read_points(table(tmp_path, text)) == [Measured("ours", 1e8, 2e9, 1.2e18, 2.5)]
+
+
+def test_a_sweeps_table_has_no_points_at_first(tmp_path: Path) -> None:
+    write_points(tmp_path / "points.csv", [])
+    assert read_points(tmp_path / "points.csv") == []
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "has no column 'family'"),
-        (HEADER + "\n", "holds no points"),
         ("family,params,tokens,flops,loss\na,1,1,1,1\n", "has no column 'parameters'"),
         (HEADER + ",loss_es\na,1,1,1,1,1\n", r"unknown column 'loss_es' \(did you mean 'loss_se'\?\): rename it"),
         (HEADER + ",loss\na,1,1,1,1,1\n", "column 'loss' stands twice"),

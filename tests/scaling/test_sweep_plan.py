@@ -93,7 +93,7 @@ def test_a_repeat_sweep_is_a_grid_of_epochs() -> None:
         unique = point.config.data.unique_tokens
         assert unique in (100_000, 400_000)
         assert min(abs(point.epochs / wanted - 1) for wanted in (1, 4, 16)) < 0.02
-        row = point.measured(2.0, 0.1, 1.0, 0.05)
+        row = point.measured(2.0, 0.1, 1.0, 0.05, "d1")
         assert row.epochs == pytest.approx(point.epochs)
         assert row.unique == pytest.approx(unique, rel=0.03)
         assert row.budget is None

@@ -55,11 +55,13 @@ def test_every_point_is_a_task_and_the_table_is_that_of_a_pool(lab: SlurmLab, sw
 @given(st.text(st.characters(exclude_characters="%\\", exclude_categories=("C", "Z")), min_size=1), st.text())
 def test_names_never_reach_the_shell_unquoted(folder: str, name: str) -> None:
     path = Path("/runs") / folder.replace("/", "-")
-    script = render_array(name, path / "sweep.yaml", path, ["a", "b"], CPU, None, "/opt/python")
+    script = render_array(name, path / "sweep.yaml", path, ["a", "b"], CPU, None, "/opt/python", path / "table.csv")
     head, _, rest = script.partition("\n\n")
     assert all(line.startswith("#") for line in head.splitlines())
     assigned = rest.splitlines()[0]
     assert shlex.split(assigned) == [f"out={path}"]
+    collected = next(line for line in rest.splitlines() if line.startswith("flock"))
+    assert shlex.split(collected)[-2:] == ["--table", str(path / "table.csv")]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
