@@ -107,13 +107,14 @@ prove-ui: .venv/installed-test
 soak: .venv/installed-test
 	$(BIN)/python -m tests.prove.soak --minutes $(or $(MINUTES),20)
 
-## The scaling study: three sweeps on real text, then docs/scaling/report.md; killed, it continues
+## The scaling study: three sweeps on real text, then docs/scaling/report.md; killed, it continues. Each sweep's table is
+## docs/scaling/NAME.csv from its first point on: kept (in git, say), it saves another machine the points in it
 study-scaling: .venv/installed
 	@echo "three sweeps of 20 small models each: an estimated 2.5 hours on two quiet cores; killed, the same command continues"
 	test -d runs/scaling/data || $(BIN)/lacuna data build --config docs/scaling/data.yaml --out runs/scaling/data
-	$(BIN)/lacuna scaling run docs/scaling/study-autoregressive.yaml --out runs/scaling/autoregressive --processes 2
-	$(BIN)/lacuna scaling run docs/scaling/study-masked.yaml --out runs/scaling/masked --processes 2
-	$(BIN)/lacuna scaling run docs/scaling/repeats.yaml --out runs/scaling/repeats --processes 2
+	$(BIN)/lacuna scaling run docs/scaling/study-autoregressive.yaml --out runs/scaling/autoregressive --table docs/scaling/study-autoregressive.csv --processes 2
+	$(BIN)/lacuna scaling run docs/scaling/study-masked.yaml --out runs/scaling/masked --table docs/scaling/study-masked.csv --processes 2
+	$(BIN)/lacuna scaling run docs/scaling/repeats.yaml --out runs/scaling/repeats --table docs/scaling/repeats.csv --processes 2
 	$(BIN)/lacuna scaling report runs/scaling/autoregressive runs/scaling/masked runs/scaling/repeats --out docs/scaling
 
 ## The reversal study: six small runs on couplets, then docs/studies/reversal.md; killed, it continues
