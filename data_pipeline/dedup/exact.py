@@ -58,3 +58,14 @@ def rows_within(files: Sequence[Path], part: Part) -> npt.NDArray[np.int64]:
         begin, end = np.searchsorted(numbers, np.array([part.first_row, part.first_row + part.rows], dtype=np.uint64))
         found.append((numbers[begin:end] - np.uint64(part.first_row)).astype(np.int64))
     return np.concatenate(found)
+
+
+def among(files: Sequence[Path], numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Which of `numbers`, in order and none twice, stand in sorted files, of which one is open at a time."""
+    found = np.zeros(len(numbers), dtype=bool)
+    for file in files:
+        known = np.load(file, mmap_mode="r")
+        places = np.searchsorted(numbers, known)
+        known, places = (column[places < len(numbers)] for column in (known, places))
+        found[places[numbers[places] == known]] = True
+    return found

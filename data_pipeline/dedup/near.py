@@ -1,7 +1,7 @@
 """Near-duplicates over all parts of a build: pairs that meet in a band, compared by their signatures.
 
-Everything lies on disk. A unit holds the hashes of one band and one range of them; the last unit maps a label of every
-document, and holds some pairs and labels at a time.
+Everything lies on disk. A unit holds the hashes of one band and one range of them, and has the files of one part open
+at a time; the last unit maps a label of every document, and holds some pairs and labels at a time.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.dedup.exact import DROPPED, border, rows_within
+from data_pipeline.dedup.exact import DROPPED, among, border
 from data_pipeline.dedup.signatures import BANDS, KEPT_ROWS, SIGNATURES, Signatures
 from data_pipeline.rows import Part, load_parts
 
@@ -57,15 +57,14 @@ def _meeting(task: PairTask, parts: list[Part]) -> tuple[Numbers, Numbers]:
     """Hashes of the band and numbers of the rows they belong to, exact duplicates left out."""
     found = [np.zeros((2, 0), dtype=np.uint64)]
     for part in parts:
-        fresh = np.ones(part.rows, dtype=bool)
-        fresh[rows_within(task.exact, part)] = False
         hashes, rows = np.load(part.directory / BANDS, mmap_mode="r")[task.band]
         begin, end = (border(hashes, task.bucket + step, task.bits) for step in (0, 1))
         used = np.flatnonzero(rows[begin:end] < part.rows) + begin
-        used = used[fresh[rows[used]]]
         found.append(np.stack([hashes[used], rows[used] + np.uint64(part.first_row)]))
     hashes, rows = np.concatenate(found, axis=1)
-    return hashes, rows
+    order = np.argsort(rows)
+    order = order[~among(task.exact, rows[order])]
+    return hashes[order], rows[order]
 
 
 def _agree(pairs: Numbers, parts: list[Part], threshold: float) -> npt.NDArray[np.bool_]:

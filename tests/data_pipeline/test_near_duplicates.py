@@ -5,6 +5,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from scipy.sparse.csgraph import connected_components
 from data_pipeline.build import Means, build_dataset
 from data_pipeline.config import BuildConfig
 from data_pipeline.dataset import TokenDataset
-from data_pipeline.dedup.exact import DROPPED, BucketTask, bucket_bits, find_duplicates, rows_within
-from data_pipeline.dedup.near import ChainTask, drop_later
-from data_pipeline.dedup.signatures import choose_bands, shingles, sign
+from data_pipeline.dedup.exact import DROPPED, BucketTask, among, bucket_bits, find_duplicates, rows_within
+from data_pipeline.dedup.near import PAIRS, ChainTask, PairTask, drop_later, find_pairs
+from data_pipeline.dedup.signatures import BANDS, choose_bands, shingles, sign
 from data_pipeline.manifest import SourceInfo
 from data_pipeline.rows import Part, save_parts
 from tests.support.near_copies import (
@@ -111,6 +112,49 @@ def test_exact_duplicates_in_any_number_of_buckets(tmp_path: Path, bits: int) ->
         found += np.load(tmp_path / DROPPED).tolist()
     _, firsts = np.unique(digests, axis=0, return_index=True)
     assert sorted(found) == sorted(set(range(500)) - set(firsts.tolist()))
+
+
+def test_numbers_among_those_of_files(tmp_path: Path) -> None:
+    source = np.random.default_rng(1)
+    known = [np.unique(source.integers(0, 1000, size)).astype(np.uint64) for size in (0, 1, 30, 300)]
+    for number, numbers in enumerate(known):
+        np.save(tmp_path / f"{number}.npy", numbers)
+    files = [tmp_path / f"{number}.npy" for number in range(len(known))]
+    for size in (0, 1, 2, 500):
+        numbers = np.unique(source.integers(0, 1000, size)).astype(np.uint64)
+        assert among(files, numbers).tolist() == np.isin(numbers, np.concatenate(known)).tolist()
+        assert not among([], numbers).any()
+
+
+def test_a_unit_opens_every_file_once_and_no_two_parts_at_a_time(
+    planted: tuple[list[str], dict[int, tuple[int, float]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With files of exact duplicates, whose rows meet nobody."""
+    texts = planted[0][:60]
+    whole = dropped_by_us(texts, tmp_path / "whole", 5)
+    exact = [tmp_path / f"exact-{number}.npy" for number in range(6)]
+    gone = sorted(whole)[::2]
+    for number, file in enumerate(exact):
+        np.save(file, np.array(gone[number :: len(exact)], dtype=np.uint64))
+    opened: list[Path] = []
+    mapped: list[int] = []
+    load = np.load
+
+    def watched(path: Path, *args: Any, **keys: Any) -> Any:
+        opened.append(path)
+        mapped.append(Path("/proc/self/maps").read_text().count(f"{tmp_path}/whole/"))
+        return load(path, *args, **keys)
+
+    monkeypatch.setattr(np, "load", watched)
+    task = PairTask(tmp_path / "whole" / "parts.json", exact, 0, 0, 0, THRESHOLD)
+    find_pairs(task, tmp_path)
+    bands = [path for path in opened if path.name == BANDS]
+    assert len(bands) == len(set(bands)) == 5
+    assert [path for path in opened if path in exact] == exact
+    assert max(mapped) <= 3
+    pairs = load(tmp_path / PAIRS)
+    assert len(pairs)
+    assert not set(pairs.ravel().tolist()) & set(gone)
 
 
 def test_chains_are_the_connected_components(tmp_path: Path) -> None:
