@@ -8,12 +8,13 @@ import numpy as np
 
 from data_pipeline.build import PUBLISH
 from data_pipeline.config import BuildConfig, ExistingTokenizer
-from data_pipeline.manifest import DatasetManifest, ShardInfo
+from data_pipeline.manifest import DatasetManifest
 from data_pipeline.passes.assemble import Base, Means, assemble, put
 from data_pipeline.passes.cut import split_info
 from data_pipeline.passes.encode import SPLITS
 from data_pipeline.passes.workshop import Unit, Workshop, fresh_directory, work_beside
 from data_pipeline.rows import DIGESTS, Part
+from data_pipeline.shard_table import ShardInfo
 from data_pipeline.shards import ShardTask
 from data_pipeline.tokenizer import Tokenizer
 from runtime.errors import UserError, one_line
@@ -48,7 +49,7 @@ def append_sources(path: Path, config: BuildConfig, means: Means | None = None) 
                     for file in shard.files:
                         put(publish / file.name, path / file.name)
             fsync_directory(path)
-            splits = {s: split_info(manifest.splits[s].shards + made.splits[s].shards) for s in SPLITS}
+            splits = {s: split_info([*manifest.splits[s].shards, *made.splits[s].shards]) for s in SPLITS}
             changes = {
                 "sources": manifest.sources + made.sources,
                 "splits": splits,

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from data_pipeline.config import BuildConfig
+from data_pipeline.files import describe_file
 from data_pipeline.manifest import DatasetManifest
 from data_pipeline.passes.assemble import Means, assemble
 from data_pipeline.passes.workshop import fresh_directory, work_beside
-from data_pipeline.shards import describe_file
 from runtime.errors import UserError, one_line
 from runtime.files import publish_directory
 

@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.build import PUBLISH
-from data_pipeline.manifest import DatasetManifest, FileInfo, ShardInfo, SourceInfo
+from data_pipeline.files import FileInfo
+from data_pipeline.manifest import DatasetManifest, SourceInfo
 from data_pipeline.passes.assemble import put
 from data_pipeline.passes.cut import cut_documents, split_info
 from data_pipeline.passes.encode import SPLITS
 from data_pipeline.passes.workshop import fresh_directory, work_beside
 from data_pipeline.places import open_shards
+from data_pipeline.shard_table import ShardInfo
 from data_pipeline.shards import (
     ShardForm,
     ShardReader,
@@ -149,9 +151,10 @@ def split_by_shards(path: Path, out: Path, parts: int, progress: bool = True) ->
             splits = {}
             for split in SPLITS:
                 readers = open_shards(path, manifest, split)
-                chosen = readers[part * len(readers) // parts : (part + 1) * len(readers) // parts]
+                chosen = range(part * len(readers) // parts, (part + 1) * len(readers) // parts)
                 splits[split] = [
-                    _moved(path, reader, target, f"{split}-{number:05d}", None) for number, reader in enumerate(chosen)
+                    _moved(path, readers[place], target, f"{split}-{number:05d}", None)
+                    for number, place in enumerate(chosen)
                 ]
             made.append(_part(path, manifest, target, splits))
             bar.advance(1)

@@ -37,8 +37,7 @@ class ConversationDataset:
         self.manifest = self._dataset.manifest
         if self.manifest.form == "text":
             raise UserError(f"{path} holds plain text: build it from sources of the kinds `chats` or `preferences`")
-        counts = [shard.info.documents for shard in self._dataset.shards]
-        self._first = [0, *accumulate(counts)]
+        self._first = [0, *accumulate(self._dataset.shards.table.documents.tolist())]
         self._tables: dict[int, tuple[npt.NDArray[np.int64], Any]] = {}
 
     def __len__(self) -> int:

@@ -5,7 +5,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import DataConfig, RemoteConfig, is_remote
-from data_pipeline.manifest import FileInfo
+from data_pipeline.files import FileInfo
 from data_pipeline.order import Indices, Permutation, derive_key
 from data_pipeline.places import Batch, Split, open_place
 from data_pipeline.plan import SamplePlan, Segment
@@ -43,7 +42,7 @@ class TokenDataset:
         self.tokens: int = info.tokens
         self._batch_tokens = self.manifest.batch_tokens
         self.shards = self._place.shards(self.manifest, split)
-        self._shard_starts = [0, *accumulate(s.tokens for s in info.shards)]
+        self._shard_starts: list[int] = info.shards.starts.tolist()
 
     @property
     def tokenizer_digest(self) -> str:
@@ -56,7 +55,7 @@ class TokenDataset:
 
     def check_files(self) -> None:
         """Raise UserError naming the first shard that is missing or not as long as it was; reads no tokens."""
-        self._place.check(self.shards)
+        self._place.check(self.shards.table)
 
     def windows(self, length: int) -> int:
         """How many windows of `length` tokens the stream holds; a shorter rest is not used."""
@@ -81,7 +80,7 @@ class TokenDataset:
     def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Say which ranges (begin, length) of the stream will be read soon: what an object store holds of them is
         fetched beside the reading."""
-        wanted = [batch for begin, length in ranges for batch in self._batches_of(begin, length)]
+        wanted = [batch for begin, length in ranges for batch in self.batches(begin, length)]
         self._place.prefetch(self.shards, wanted)
 
     def beside(self, name: str) -> Any | None:
@@ -92,7 +91,8 @@ class TokenDataset:
         """A file beside the shards as pyarrow reads one. Raises UserError if it is missing or has another length."""
         return self._place.mapped(file)
 
-    def _batches_of(self, begin: int, length: int) -> Iterator[Batch]:
+    def batches(self, begin: int, length: int) -> Iterator[Batch]:
+        """The record batches that hold tokens [begin, begin + length) of the stream."""
         end = begin + length
         while begin < end:
             shard = bisect_right(self._shard_starts, begin) - 1

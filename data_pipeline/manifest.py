@@ -1,55 +1,42 @@
 """What a dataset is: its shards, their digests, its tokenizer and where the text came from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+import numpy as np
+import xxhash
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
 from data_pipeline.config import SPECIAL_ROLES, BuildConfig, Form
+from data_pipeline.files import Count, FileInfo, checked_file
+from data_pipeline.shard_table import ShardInfo, ShardTable
 from runtime.errors import UserError
-from runtime.files import digest_bytes, read_json, write_json
+from runtime.files import digest_bytes, read_json, write_atomic, write_json
 from runtime.settings import Settings
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
-VERSION = 1
-
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Count = Annotated[int, Field(ge=0)]
-
-
-class FileInfo(Settings):
-    """A file of the dataset, below its directory. The pattern keeps a hostile manifest inside it."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$")
-    bytes: Count
-    digest: Digest
-
-
-class ShardInfo(Settings):
-    """Whole documents, in record batches of `batch_tokens` (the last one may be shorter)."""
-
-    tokens: Annotated[int, Field(gt=0)]
-    documents: Annotated[int, Field(gt=0)]
-    file: FileInfo
-    offsets: FileInfo
-    batches: list[Digest]
-    """xxh3-128 of each record batch's token bytes (little-endian, not compressed)."""
-
-    @property
-    def files(self) -> list[FileInfo]:
-        """Its files."""
-        return [self.file, self.offsets]
+VERSION = 2
 
 
 class SplitInfo(Settings):
-    """The shards of a split, in the order of its token stream."""
+    """The shards of a split, in the order of its token stream. In the manifest stands the file of their table."""
 
     tokens: Count
     documents: Count
-    shards: list[ShardInfo]
+    shards: Annotated[
+        ShardTable, PlainValidator(ShardTable.of), PlainSerializer(lambda table: table.file.model_dump(mode="json"))
+    ]
+
+
+class _StoredSplit(Settings):
+    """A split as it stands in the manifest; the first version held the shards themselves."""
+
+    tokens: Count
+    documents: Count
+    shards: FileInfo | list[ShardInfo]
 
 
 class TokenizerInfo(Settings):
@@ -113,7 +100,7 @@ class SourceInfo(Settings):
 class DatasetManifest(Settings):
     """All that is known of a published dataset; `digest` identifies it."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     dtype: Literal["uint16", "uint32"]
     batch_tokens: Annotated[int, Field(gt=0)]
     tokenizer: TokenizerInfo
@@ -127,14 +114,14 @@ class DatasetManifest(Settings):
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         for name, split in self.splits.items():
-            if split.tokens != sum(s.tokens for s in split.shards) or split.documents != sum(
-                s.documents for s in split.shards
-            ):
+            table = split.shards
+            if (split.tokens, split.documents) != (sum(table.tokens.tolist()), sum(table.documents.tolist())):
                 raise ValueError(f"splits.{name}: the counts of its shards do not add up")
-            for shard in split.shards:
-                if len(shard.batches) != -(-shard.tokens // self.batch_tokens):
-                    covered = f"{len(shard.batches)} batch digests do not cover {shard.tokens} tokens"
-                    raise ValueError(f"{shard.file.name}: {covered}")
+            counts = np.diff(table.first_batch)
+            for number in np.flatnonzero(counts != -(-table.tokens // self.batch_tokens))[:1].tolist():
+                shard = table[number]
+                covered = f"{counts[number]} batch digests do not cover {shard.tokens} tokens"
+                raise ValueError(f"{shard.file.name}: {covered}")
         return self
 
     @property
@@ -144,15 +131,29 @@ class DatasetManifest(Settings):
 
     @property
     def stream_digest(self) -> str:
-        """Identifies tokenizer and token streams alone: not changed by compression, licences or paths."""
-        streams = {name: [shard.batches for shard in split.shards] for name, split in self.splits.items()}
-        return _digest([self.tokenizer.file.digest, streams])
+        """Identifies tokenizer and token streams alone: not changed by compression, licences or paths.
+
+        xxh3-128 of `[tokenizer's digest, {split: [[digest of each record batch] of each shard]}]` as canonical JSON.
+        """
+        state = xxhash.xxh3_128(f'["{self.tokenizer.file.digest}",{{'.encode())
+        for number, (name, split) in enumerate(sorted(self.splits.items())):
+            state.update(f'{"," if number else ""}"{name}":['.encode())
+            for place, digests in enumerate(split.shards.batch_digests()):
+                state.update(b"," + digests if place else digests)
+            state.update(b"]")
+        state.update(b"}]")
+        return state.hexdigest()
 
     @property
     def files(self) -> list[FileInfo]:
-        """Every file of the dataset but the manifest itself."""
+        """Every file of the dataset but the manifest itself and its tables of shards."""
         shards = [shard for split in self.splits.values() for shard in split.shards]
         return [self.tokenizer.file, *(file for shard in shards for file in shard.files)]
+
+    @property
+    def tables(self) -> list[FileInfo]:
+        """The tables of shards."""
+        return [split.shards.file for split in self.splits.values()]
 
     def form_of_shards(self) -> dict[str, Any]:
         """What all shards have in common, for those who read them apart from the manifest."""
@@ -176,14 +177,17 @@ class DatasetManifest(Settings):
         if not file.is_file():
             state = "is not a dataset (it has no manifest.json)" if directory.is_dir() else "does not exist"
             raise UserError(f"{directory} {state}: give a directory that `lacuna data build` made")
-        return cls.from_values(read_json(file), str(file))
+        return cls.from_values(read_json(file), str(file), lambda info: checked_file(directory, info))
 
     @classmethod
-    def from_values(cls, values: Any, where: str) -> Self:
-        """The manifest that a file holds. Raises UserError naming `where` it stands if it cannot be used."""
+    def from_values(cls, values: Any, where: str, open_file: Callable[[FileInfo], Any]) -> Self:
+        """The manifest that a file holds; `open_file` gives the bytes of a file beside it, checked.
+
+        Raises UserError naming `where` it stands if it cannot be used.
+        """
         if not isinstance(values, dict):
             raise UserError(f"{where} is not a dataset's manifest: rebuild the dataset or restore the file")
-        if values.get("version") != VERSION:
+        if values.get("version") not in (1, VERSION):
             raise UserError(
                 f"{where}: version {values.get('version')!r} is not {VERSION}: "
                 "rebuild the dataset, or use the Lacuna that made it"
@@ -193,11 +197,26 @@ class DatasetManifest(Settings):
             raise UserError(
                 f"{where} was edited or damaged (its digest does not fit): restore it or rebuild the dataset"
             )
-        return cls.parse(values, where)
+        splits = values.get("splits")
+        if isinstance(splits, dict):
+            parsed = {name: _StoredSplit.parse(split, f"{where}: splits.{name}") for name, split in splits.items()}
+            values["splits"] = {name: _with_table(split, where, open_file) for name, split in parsed.items()}
+        return cls.parse({**values, "version": VERSION}, where)
 
     def save(self, directory: Path) -> None:
-        """Write the manifest, with its own digest, into `directory`."""
+        """Write the tables of shards, then the manifest, with its own digest, into `directory`."""
+        for split in self.splits.values():
+            write_atomic(directory / split.shards.file.name, split.shards.data.to_pybytes())
         write_json(directory / MANIFEST, {**self.model_dump(mode="json"), "digest": self.digest})
+
+
+def _with_table(split: _StoredSplit, where: str, open_file: Callable[[FileInfo], Any]) -> SplitInfo:
+    stored = split.shards
+    if isinstance(stored, FileInfo):
+        table = ShardTable(open_file(stored), f"{where}: {stored.name}")
+    else:
+        table = ShardTable.of(stored)
+    return SplitInfo(tokens=split.tokens, documents=split.documents, shards=table)
 
 
 def _digest(values: Any) -> str:

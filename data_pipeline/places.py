@@ -1,12 +1,14 @@
 """Where a dataset lies: a directory, or a folder of an object store."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from data_pipeline.config import RemoteConfig, is_remote
-from data_pipeline.manifest import DatasetManifest, FileInfo, TokenizerInfo
-from data_pipeline.shards import ShardReader, map_file
+from data_pipeline.files import FileInfo, map_file
+from data_pipeline.manifest import DatasetManifest, TokenizerInfo
+from data_pipeline.shard_table import ShardInfo, ShardTable
+from data_pipeline.shards import ShardReader, Shards
 from data_pipeline.tokenizer import Tokenizer
 from runtime.errors import UserError
 from runtime.files import digest_file, read_json
@@ -25,7 +27,7 @@ class Place(Protocol):
         """Raises UserError if there is none or it cannot be used."""
         ...
 
-    def shards(self, manifest: DatasetManifest, split: Split) -> Sequence[ShardReader]:
+    def shards(self, manifest: DatasetManifest, split: Split) -> Shards:
         """Readers of a split's shards; none is opened yet."""
         ...
 
@@ -33,11 +35,11 @@ class Place(Protocol):
         """Raises UserError if it is not the one that made the shards."""
         ...
 
-    def check(self, shards: Sequence[ShardReader]) -> None:
+    def check(self, table: ShardTable) -> None:
         """Raise UserError naming the first shard that is missing or not as long as it was."""
         ...
 
-    def prefetch(self, shards: Sequence[ShardReader], batches: Iterable[Batch]) -> None:
+    def prefetch(self, shards: Shards, batches: Iterable[Batch]) -> None:
         """Say which batches will be read soon."""
         ...
 
@@ -59,13 +61,14 @@ def open_place(path: str | Path, remote: RemoteConfig | None = None) -> Place:
     return Directory(Path(path))
 
 
-def open_shards(path: Path, manifest: DatasetManifest, split: Split) -> list[ShardReader]:
+def open_shards(path: Path, manifest: DatasetManifest, split: Split) -> Shards:
     """Readers of a split's shards in a directory; no file is touched yet."""
     packed = manifest.build.compression != "none"
-    return [
-        ShardReader(path, info, dtype=manifest.dtype, batch_tokens=manifest.batch_tokens, packed=packed)
-        for info in manifest.splits[split].shards
-    ]
+
+    def open_shard(info: ShardInfo) -> ShardReader:
+        return ShardReader(path, info, dtype=manifest.dtype, batch_tokens=manifest.batch_tokens, packed=packed)
+
+    return Shards(manifest.splits[split].shards, open_shard)
 
 
 class Directory:
@@ -79,7 +82,7 @@ class Directory:
         """See `Place`."""
         return DatasetManifest.load(self._path)
 
-    def shards(self, manifest: DatasetManifest, split: Split) -> Sequence[ShardReader]:
+    def shards(self, manifest: DatasetManifest, split: Split) -> Shards:
         """See `Place`."""
         return open_shards(self._path, manifest, split)
 
@@ -90,12 +93,12 @@ class Directory:
             raise UserError(f"{file} is a tokenizer that is not the shards' own: restore the file")
         return Tokenizer.load(file)
 
-    def check(self, shards: Sequence[ShardReader]) -> None:
+    def check(self, table: ShardTable) -> None:
         """See `Place`."""
-        for shard in shards:
-            map_file(self._path / shard.info.file.name, shard.info.file.bytes)
+        for name, size in table.token_files():
+            map_file(self._path / name, size)
 
-    def prefetch(self, shards: Sequence[ShardReader], batches: Iterable[Batch]) -> None:
+    def prefetch(self, shards: Shards, batches: Iterable[Batch]) -> None:
         """Nothing: the page cache does it."""
 
     def beside(self, name: str) -> Any | None:

@@ -1,8 +1,9 @@
 """Arrow IPC files of token ids: one flat column, cut into record batches whose digests the manifest keeps."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipeline.manifest import FileInfo, ShardInfo
+from data_pipeline.files import MEND, FileInfo, checked_file, file_info, map_file
+from data_pipeline.shard_table import ShardInfo, ShardTable
 from runtime.errors import UserError, one_line
-from runtime.files import digest_bytes, digest_file, fsync_file
+from runtime.files import digest_bytes
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
+Flags = npt.NDArray[np.bool_]
 _UNPACKED_BATCHES_KEPT = 64
+_READERS_KEPT = 1024
 _TOKEN_TYPES = {"uint16": pa.uint16(), "uint32": pa.uint32()}
 SPANS = pa.list_(pa.struct([("role", pa.uint8()), ("begin", pa.int64()), ("end", pa.int64())]))
 DOCUMENT_COLUMNS = pa.schema(
@@ -33,18 +37,11 @@ DOCUMENT_COLUMNS = pa.schema(
 """Of each document: end in tokens (its EOS included), source, UTF-8 bytes, xxh3-128 of the text, name, JSON; who
 speaks in which tokens, counted from the document's first; its language's code, if it was told."""
 SHARD_BYTES = 1 << 28
-MEND = "restore the file or rebuild the dataset"
 
 
 def token_dtype(vocabulary: int) -> Literal["uint16", "uint32"]:
     """The smallest type that holds every id of a vocabulary."""
     return "uint16" if vocabulary <= 1 << 16 else "uint32"
-
-
-def describe_file(path: Path) -> FileInfo:
-    """Make `path` durable and take its size and digest."""
-    fsync_file(path)
-    return FileInfo(name=path.name, bytes=path.stat().st_size, digest=digest_file(path))
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def write_shard(
     return ShardInfo(
         tokens=count,
         documents=documents.num_rows,
-        file=_described(main),
+        file=file_info(main),
         offsets=write_documents(beside, documents),
         batches=digests,
     )
@@ -94,7 +91,7 @@ def write_documents(path: Path, documents: pa.Table) -> FileInfo:
     documents = _canonical(_without_empty_columns(documents))
     with pa.ipc.new_file(str(path), documents.schema) as out:
         out.write_table(documents, max_chunksize=documents.num_rows)
-    return _described(path)
+    return file_info(path)
 
 
 def _batches(pieces: Iterable[Tokens], form: ShardForm) -> Iterator[Tokens]:
@@ -135,10 +132,6 @@ def _canonical(documents: pa.Table) -> pa.Table:
     return pa.table(columns, schema=documents.schema)
 
 
-def _described(path: Path) -> FileInfo:
-    return FileInfo(name=path.name, bytes=path.stat().st_size, digest=digest_file(path))
-
-
 class DamagedBatch(UserError):
     """A record batch of a shard that does not hold what was written."""
 
@@ -153,12 +146,21 @@ class ShardReader:
         self, directory: Path | str, info: ShardInfo, *, dtype: str, batch_tokens: int, packed: bool = False
     ) -> None:
         self.info = info
+        self.checked: Flags = np.zeros(len(info.batches), dtype=bool)
+        """Which batches have been compared with their digests."""
         self._views_kept = _UNPACKED_BATCHES_KEPT if packed else len(info.batches)
         self._directory, self._type, self._batch_tokens = directory, _TOKEN_TYPES[dtype], batch_tokens
         self._where = f"{directory}/{info.file.name}"
-        self._checked = [False] * len(info.batches)
         self._views: OrderedDict[int, Tokens] = OrderedDict()
-        self._reader: Any = None
+
+    @cached_property
+    def mapped(self) -> Any:
+        """The bytes of its file, memory-mapped. Raises UserError if it is missing or has another length."""
+        return map_file(Path(self._directory, self.info.file.name), self.info.file.bytes)
+
+    @cached_property
+    def _reader(self) -> Any:
+        return pa.ipc.open_file(self.mapped)
 
     def batch(self, number: int) -> Tokens:
         """Tokens of record batch `number`, read-only. Raises DamagedBatch naming shard and batch if it is damaged,
@@ -172,18 +174,16 @@ class ShardReader:
         return view
 
     def _open(self, number: int) -> Tokens:
-        path = Path(self._directory, self.info.file.name)
-        mapped = map_file(path, self.info.file.bytes) if self._reader is None else None
         try:
-            if mapped is not None:
-                self._reader = pa.ipc.open_file(mapped)
             view = read_batch(self._reader, number, self._type, self._length(number))
         except (pa.ArrowException, OSError, IndexError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
             raise self._problem(number, f"cannot be read ({one_line(error)})") from None
-        if not self._checked[number]:
+        if not self.checked[number]:
             if digest_bytes(view.data) != self.info.batches[number]:
                 raise self._problem(number, "is damaged (its digest does not fit)")
-            self._checked[number] = True
+            self.checked[number] = True
         return view
 
     def _problem(self, number: int, what: str) -> DamagedBatch:
@@ -212,11 +212,34 @@ class ShardReader:
 
     def document_table(self) -> pa.RecordBatch:
         """All that is kept of each document, see `DOCUMENT_COLUMNS`. Raises UserError naming the file if damaged."""
-        path = Path(self._directory, self.info.offsets.name)
-        source = map_file(path, self.info.offsets.bytes)
-        if digest_file(path) != self.info.offsets.digest:
-            raise UserError(f"{path} is damaged (its digest does not fit): {MEND}")
-        return pa.ipc.open_file(source).get_batch(0)
+        return pa.ipc.open_file(checked_file(self._directory, self.info.offsets)).get_batch(0)
+
+
+class Shards:
+    """The shards of a split by number. A reader is made when it is asked for, and let go when many others were since,
+    with what it has mapped: the system allows a process so many mappings. What it has checked stays known."""
+
+    def __init__(self, table: ShardTable, open_shard: Callable[[ShardInfo], ShardReader]) -> None:
+        self.table = table
+        self._open = open_shard
+        self._checked: Flags = np.zeros(table.first_batch[-1], dtype=bool)
+        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> ShardReader:
+        reader = self._readers.get(number)
+        if reader is None:
+            reader = self._open(self.table[number])
+            reader.checked = self._checked[slice(*self.table.first_batch[number : number + 2])]
+            self._readers[number] = reader
+            if len(self._readers) > _READERS_KEPT:
+                self._readers.popitem(last=False)
+        return reader
+
+    def __iter__(self) -> Iterator[ShardReader]:
+        return (self[number] for number in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -246,14 +269,3 @@ def read_batch(reader: Any, number: int, kind: Any, length: int) -> Tokens:
         raise pa.ArrowInvalid(f"{len(column)} values of {column.type}")
     view: Tokens = column.to_numpy(zero_copy_only=True)
     return view
-
-
-def map_file(path: Path, size: int) -> Any:
-    """Memory-map `path`. Raises UserError if it is missing or not `size` bytes long."""
-    try:
-        found = path.stat().st_size
-        if found != size:
-            raise UserError(f"{path} is {found} bytes long, not {size}: {MEND}")
-        return pa.memory_map(str(path), "r")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {MEND}") from None

@@ -12,10 +12,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from data_pipeline.config import Packing
-from data_pipeline.manifest import Count, DatasetManifest, Digest, FileInfo
+from data_pipeline.files import Count, Digest, FileInfo, describe_file
+from data_pipeline.manifest import DatasetManifest
 from data_pipeline.packing import Numbers, PiecePacking, Pieces, pack_documents
 from data_pipeline.places import Split
-from data_pipeline.shards import ShardReader, Tokens, describe_file
+from data_pipeline.shards import ShardReader, Shards, Tokens
 from runtime.errors import UserError, one_line
 from runtime.files import mend_of, read_json, write_json
 from runtime.progress import ProgressBar
@@ -34,7 +35,7 @@ class TokenStream(Protocol):
     manifest: DatasetManifest
     split: Split
     tokens: int
-    shards: Sequence[ShardReader]
+    shards: Shards
 
     def read(self, begin: int, length: int) -> Tokens:
         """Tokens [begin, begin + length) of the stream."""
@@ -86,7 +87,7 @@ class PieceWindows:
         self._stream, self._pieces_of = stream, pieces_of
         self._pieces: dict[int, Pieces] = {}
         self._first = [0, *accumulate(windows)]
-        self._starts = [0, *accumulate(shard.info.tokens for shard in stream.shards)]
+        self._starts: list[int] = stream.shards.table.starts.tolist()
         self.count = self._first[-1]
 
     def __getitem__(self, number: int) -> Tokens:
@@ -142,7 +143,7 @@ def open_windows(stream: TokenStream, length: int, packing: Packing) -> Windows:
     values = stream.beside(name)
     if values is not None:
         return _from_index(stream, values, f"{stream.path}/{name}")
-    documents = sum(shard.info.documents for shard in stream.shards)
+    documents = stream.manifest.splits[stream.split].documents
     if packing == "best_fit" and documents > _PACKED_AT_START:
         raise UserError(
             f"data.packing={packing}: {stream.path} has {documents:,} documents and no index of windows of {length} "

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipeline.manifest import ShardInfo, SplitInfo
+from data_pipeline.manifest import SplitInfo
 from data_pipeline.passes.encode import table_file, token_file
 from data_pipeline.passes.workshop import Unit, Workshop
+from data_pipeline.shard_table import ShardInfo, ShardTable
 from data_pipeline.shards import ShardForm, write_shard
 from runtime.files import read_json, write_json
 
@@ -103,7 +104,7 @@ def cut_shards(
 def split_info(shards: list[ShardInfo]) -> SplitInfo:
     """The shards of a split and their sums."""
     tokens, documents = (sum(getattr(shard, what) for shard in shards) for what in ("tokens", "documents"))
-    return SplitInfo(tokens=tokens, documents=documents, shards=shards)
+    return SplitInfo(tokens=tokens, documents=documents, shards=ShardTable.of(shards))
 
 
 def cut_shard(task: CutTask, directory: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow.fs
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from data_pipeline.config import RemoteConfig
-from data_pipeline.shards import MEND
+from data_pipeline.files import MEND
 from data_pipeline.sources.storage import open_filesystem, split_scheme
 from runtime.errors import UserError, one_line
 from runtime.logs import log

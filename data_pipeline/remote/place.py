@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ from typing import Any
 import pyarrow as pa
 
 from data_pipeline.config import RemoteConfig
-from data_pipeline.manifest import MANIFEST, DatasetManifest, FileInfo, TokenizerInfo
+from data_pipeline.files import MEND, FileInfo
+from data_pipeline.manifest import MANIFEST, DatasetManifest, TokenizerInfo
 from data_pipeline.places import Batch, Split
 from data_pipeline.remote.block_cache import BlockCache
 from data_pipeline.remote.folder import Folder
 from data_pipeline.remote.prefetch import Prefetcher
 from data_pipeline.remote.shards import RemoteFiles, RemoteShard
-from data_pipeline.shards import MEND, ShardReader
+from data_pipeline.shard_table import ShardInfo, ShardTable
+from data_pipeline.shards import Shards
 from data_pipeline.tokenizer import Tokenizer
 from runtime.errors import UserError
 
@@ -52,7 +54,7 @@ class RemotePlace:
 
     def manifest(self) -> DatasetManifest:
         """The manifest, read anew each time. Raises UserError if there is none or it cannot be used."""
-        manifest = DatasetManifest.from_values(self._json(MANIFEST), f"{self.path}/{MANIFEST}")
+        manifest = DatasetManifest.from_values(self._json(MANIFEST), f"{self.path}/{MANIFEST}", self._files.whole)
         block = manifest.batch_tokens * (2 if manifest.dtype == "uint16" else 4)
         if self._limit < _LEAST_BATCHES * block:
             raise UserError(
@@ -77,12 +79,13 @@ class RemotePlace:
         """See `Place`; through the cache, checked against its digest."""
         return pa.BufferReader(pa.py_buffer(self._files.whole(file)))
 
-    def shards(self, manifest: DatasetManifest, split: Split) -> Sequence[ShardReader]:
+    def shards(self, manifest: DatasetManifest, split: Split) -> Shards:
         """Readers of a split's shards; nothing is read yet."""
-        return [
-            RemoteShard(self._files, info, dtype=manifest.dtype, batch_tokens=manifest.batch_tokens)
-            for info in manifest.splits[split].shards
-        ]
+
+        def open_shard(info: ShardInfo) -> RemoteShard:
+            return RemoteShard(self._files, info, dtype=manifest.dtype, batch_tokens=manifest.batch_tokens)
+
+        return Shards(manifest.splits[split].shards, open_shard)
 
     def tokenizer(self, info: TokenizerInfo) -> Tokenizer:
         """The dataset's tokenizer. Raises UserError if it cannot be read or is damaged."""
@@ -91,17 +94,16 @@ class RemotePlace:
             file.write_bytes(self._files.whole(info.file))
             return Tokenizer.load(file, info.special_ids)
 
-    def check(self, shards: Sequence[ShardReader]) -> None:
+    def check(self, table: ShardTable) -> None:
         """Raise UserError naming the first shard that is missing or not as long as it was; one listing."""
         sizes = self._files.folder.sizes()
-        for shard in shards:
-            info = shard.info.file
-            found = sizes.get(info.name)
-            if found != info.bytes:
-                state = "does not exist" if found is None else f"is {found} bytes long, not {info.bytes}"
-                raise UserError(f"{self.path}/{info.name} {state}: {MEND}")
+        for name, size in table.token_files():
+            found = sizes.get(name)
+            if found != size:
+                state = "does not exist" if found is None else f"is {found} bytes long, not {size}"
+                raise UserError(f"{self.path}/{name} {state}: {MEND}")
 
-    def prefetch(self, shards: Sequence[ShardReader], batches: Iterable[Batch]) -> None:
+    def prefetch(self, shards: Shards, batches: Iterable[Batch]) -> None:
         """Begin to fetch batches that will be read soon."""
         wanted = ((shards[shard], number) for shard, number in batches)
         self._prefetcher.want((shard, number) for shard, number in wanted if isinstance(shard, RemoteShard))

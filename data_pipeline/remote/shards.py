@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.manifest import FileInfo, ShardInfo
+from data_pipeline.files import MEND, FileInfo
 from data_pipeline.remote.block_cache import BlockCache
 from data_pipeline.remote.folder import Folder
-from data_pipeline.shards import MEND, ShardReader, Tokens, read_batch
+from data_pipeline.shard_table import ShardInfo
+from data_pipeline.shards import ShardReader, Tokens, read_batch
 from runtime.errors import UserError, one_line
 from runtime.files import digest_bytes
 

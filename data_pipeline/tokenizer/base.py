@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import SPECIAL_ROLES as ROLES
-from data_pipeline.manifest import MANIFEST, TOKENIZER, FileInfo, TokenizerInfo
+from data_pipeline.files import FileInfo
+from data_pipeline.manifest import MANIFEST, TOKENIZER, TokenizerInfo
 from runtime.errors import UserError
 from runtime.files import digest_bytes, read_json
 

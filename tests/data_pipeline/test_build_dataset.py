@@ -62,7 +62,8 @@ def test_what_was_dropped_is_counted(built: Path) -> None:
 
 def test_manifest_describes_the_files(built: Path) -> None:
     manifest = DatasetManifest.load(built)
-    assert {file.name for file in manifest.files} | {"manifest.json"} == set(os.listdir(built))
+    files = {file.name for file in manifest.files + manifest.tables}
+    assert files | {"manifest.json"} == set(os.listdir(built))
     assert all((built / file.name).stat().st_size == file.bytes for file in manifest.files)
     assert manifest.splits["train"].tokens + manifest.splits["validation"].tokens == manifest.sources[0].tokens
     assert 10 < manifest.splits["validation"].documents < 80

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from data_pipeline.manifest import FileInfo, TokenizerInfo
+from data_pipeline.files import FileInfo
+from data_pipeline.manifest import TokenizerInfo
 from pretrain.config import RunConfig
 from pretrain.feed import Feed
 from pretrain.objectives.base import SampleObjective
