@@ -17,7 +17,7 @@ from rich.console import Console
 from bench.peer_environment import PEERS, Environment
 from data_pipeline.manifest import DatasetManifest
 from data_pipeline.passes.cut import split_info
-from data_pipeline.simulate import Workload, start_cost
+from data_pipeline.simulate import Workload, order_cost
 
 LENGTH = 4096
 OURS = "Lacuna, manifest and first window"
@@ -62,7 +62,7 @@ def measure_starts(
 
     `dataset` has one shard, which stands for all that ours has at a size.
     """
-    starts = {OURS_ORDER: [Start(*start_cost(Workload(n * LENGTH, 1, LENGTH, sources=1).check())) for n in sizes]}
+    starts = {OURS_ORDER: [Start(*order_cost(Workload(n * LENGTH, 1, LENGTH, sources=1).check())) for n in sizes]}
     for name in (OURS, PERMUTATION, *PEERS):
         if name in environment.missing:
             starts[name] = [Start(reason=environment.missing[name])] * len(sizes)

@@ -1,24 +1,26 @@
-"""The order of a run of any size, walked without data: what it costs to start, and whether it is a good order."""
+"""A run of any size, started and walked without data: what that costs a rank, and whether its order is a good one."""
 
+import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import SampleReader
 from data_pipeline.order import Indices, Permutation, derive_key
 from data_pipeline.plan import SamplePlan, Segment
+from data_pipeline.rank_start import find_samples, open_reader, start_apart
 from data_pipeline.sample_order import SampleOrder
-from data_pipeline.shards import default_shard_tokens
+from data_pipeline.synthetic import MOST_TOKENS, write_synthetic
 from runtime.errors import LacunaError, UserError
 from runtime.progress import ProgressBar
 
-T = TypeVar("T")
 _BINS = 1000
-_MOST_TOKENS = 1 << 62
 LEAST_P = 1e-6
 """A test fails below this probability: the order is a pure function of the seed, so chance is no excuse twice."""
 
@@ -38,8 +40,8 @@ class Workload:
 
     def check(self) -> "Workload":
         """The workload with its defaults. Raises UserError naming the option and the mend."""
-        if not 0 < self.tokens <= _MOST_TOKENS:
-            raise UserError(f"--tokens {self.tokens} is not between 1 and 2**62")
+        if not 0 < self.tokens <= MOST_TOKENS:
+            raise UserError(f"--tokens {self.tokens} is not between 1 and {MOST_TOKENS:.0e}")
         batch = self.global_batch or 4 * self.ranks
         if batch % self.ranks:
             nearest = -(-batch // self.ranks) * self.ranks
@@ -51,6 +53,10 @@ class Workload:
             )
         return Workload(**{**asdict(self), "global_batch": batch})
 
+    def run(self) -> tuple[int, int, int]:
+        """What a rank knows of the run: sequence length, seed, global batch."""
+        return self.sequence_length, self.seed, self.global_batch
+
     def shares(self) -> list[int]:
         """Tokens of each source."""
         parts = [n + 1 for n in range(self.sources)]
@@ -61,13 +67,11 @@ class Workload:
         return [share // self.sequence_length for share in self.shares()]
 
 
-def order_of(windows: list[int], weights: list[float], seed: int) -> SampleOrder:
-    """The order of a mixture as `SampleReader` makes it, but for keys that come from datasets."""
-    numbers = range(len(windows))
-    plan = SamplePlan(
-        [Segment(0, dict(zip(numbers, weights, strict=True)))], [None] * len(windows), derive_key(seed, "mixture")
-    )
-    return SampleOrder(plan, windows, [derive_key(seed, "order", source) for source in numbers])
+def write_datasets(workload: Workload, folder: Path, tokens: list[int]) -> DataConfig:
+    """A mixture of datasets without data, of so many tokens each, and the keys of a recipe that name it."""
+    for number, count in enumerate(tokens):
+        write_synthetic(folder / f"source-{number}", f"source-{number}", count, workload.seed * len(tokens) + number)
+    return DataConfig(mixture={str(folder / f"source-{number}"): number + 1.0 for number in range(len(tokens))})
 
 
 class Drawn(NamedTuple):
@@ -80,73 +84,74 @@ class Drawn(NamedTuple):
 
 
 def simulate(workload: Workload, progress: bool = True) -> dict[str, Any]:
-    """Start the order, walk sampled steps, test them. JSON-ready. Raises UserError for options that do not fit.
+    """Start a rank, walk sampled steps, test their order. JSON-ready. Raises UserError for options that do not fit.
 
     Raises LacunaError if a window is given twice, a rank does not find its share, or a test of randomness fails.
     """
     workload = workload.check()
-    seconds, size, order = _measured(lambda: _start(workload))
-    table_seconds, table_size, shards = _measured(lambda: _shard_table(workload))
-    windows, batch = sum(workload.windows()), workload.global_batch
+    order_seconds, order_size = order_cost(workload)
     steps = sampled_steps(workload)
-    with ProgressBar("simulate", len(steps), progress) as bar:
-        drawn, step_seconds = _walk(order, workload, steps, bar)
-    repeated = drawn.positions.size - np.unique(np.stack(drawn[1:]), axis=1).shape[1]
+    with tempfile.TemporaryDirectory(prefix="lacuna-simulate-") as name:
+        folder = Path(name)
+        config = write_datasets(workload, folder / "data", workload.shares())
+        small = write_datasets(workload, folder / "small", [workload.sequence_length] * workload.sources)
+        start = start_apart(config, small, *workload.run())
+        reader = open_reader(config, *workload.run())
+        with ProgressBar("simulate", len(steps), progress) as bar:
+            drawn, step_seconds = _walk(reader, workload, steps, bar)
     tests = randomness(workload, drawn)
     report = {
         **asdict(workload),
-        "windows": windows,
-        "steps_an_epoch": windows // batch,
-        "shards": len(shards) - workload.sources,
-        "start_seconds": seconds,
-        "start_bytes": size,
-        "shard_table_seconds": table_seconds,
-        "shard_table_bytes": table_size,
+        "windows": sum(reader.windows),
+        "steps_an_epoch": sum(reader.windows) // workload.global_batch,
+        "shards": sum(len(dataset.shards) for dataset in reader.datasets),
+        "start_seconds": start.seconds,
+        "start_bytes": start.bytes,
+        "start_mapped_bytes": start.mapped,
+        "start_peak_bytes": start.peak,
+        "order_seconds": order_seconds,
+        "order_bytes": order_size,
         "rank_step_seconds": float(np.median(step_seconds)),
         "sampled_steps": len(steps),
         "sampled_windows": int(drawn.positions.size),
         "epochs_met": int(drawn.epochs.max()) + 1,
-        "repeated_windows": int(repeated),
+        "repeated_windows": int(drawn.positions.size - np.unique(np.stack(drawn[1:]), axis=1).shape[1]),
         "p_values": tests,
     }
-    if repeated:
-        raise LacunaError(f"{repeated} of {drawn.positions.size} sampled windows were given twice in an epoch")
+    if report["repeated_windows"]:
+        raise LacunaError(
+            f"{report['repeated_windows']} of {drawn.positions.size} sampled windows were given twice in an epoch"
+        )
     worst = min(tests, key=lambda name: tests[name])
     if tests[worst] < LEAST_P:
         raise LacunaError(f"the order is not random: test {worst!r} has probability {tests[worst]:.2g}")
     return report
 
 
-def start_cost(workload: Workload) -> tuple[float, int]:
-    """Seconds and bytes until the first sample's place is known."""
-    seconds, size, _ = _measured(lambda: _start(workload))
-    return seconds, size
-
-
-def _start(workload: Workload) -> SampleOrder:
-    order = order_of(workload.windows(), [float(n + 1) for n in range(workload.sources)], workload.seed)
-    order.places(0, 1)
-    return order
-
-
-def _shard_table(workload: Workload) -> list[int]:
-    """Where every shard of every source begins, as a reader keeps it."""
-    size = default_shard_tokens("uint32")
-    return [begin for share in workload.shares() for begin in (*range(0, share, size), share)]
-
-
-def _measured(make: Callable[[], T]) -> tuple[float, int, T]:
-    """Seconds and, at most, bytes that it takes to make something, and the thing."""
+def order_cost(workload: Workload) -> tuple[float, int]:
+    """Seconds, and bytes at most, until the order alone knows the first sample's window."""
     begin = time.perf_counter()
-    make()
+    _start_order(workload)
     seconds = time.perf_counter() - begin
     tracemalloc.start()
     try:
-        made = make()
+        _start_order(workload)
         _, size = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    return seconds, size, made
+    return seconds, size
+
+
+def _start_order(workload: Workload) -> None:
+    """As `SampleReader` makes it, but for keys that come from datasets."""
+    windows = workload.windows()
+    plan = SamplePlan(
+        [Segment(0, {source: source + 1.0 for source in range(workload.sources)})],
+        [None] * workload.sources,
+        derive_key(workload.seed, "mixture"),
+    )
+    keys = [derive_key(workload.seed, "order", source) for source in range(workload.sources)]
+    SampleOrder(plan, windows, keys).places(0, 1)
 
 
 def sampled_steps(workload: Workload) -> list[int]:
@@ -159,15 +164,15 @@ def sampled_steps(workload: Workload) -> list[int]:
     return sorted(step for step in [*fixed, *drawn] if step < max(total, 2))[: workload.steps + len(fixed)]
 
 
-def _walk(order: SampleOrder, workload: Workload, steps: list[int], bar: ProgressBar) -> tuple[Drawn, list[float]]:
+def _walk(reader: SampleReader, workload: Workload, steps: list[int], bar: ProgressBar) -> tuple[Drawn, list[float]]:
     batch, share = workload.global_batch, workload.global_batch // workload.ranks
     parts, seconds = [], []
     for number, step in enumerate(dict.fromkeys(steps)):
         first = step * batch
-        whole = order.places(first, first + batch)
+        whole = reader.places(first, first + batch)
         rank = number * 7919 % workload.ranks
         begin = time.perf_counter()
-        own = order.places(first + rank * share, first + (rank + 1) * share)
+        own = find_samples(reader, first + rank * share, first + (rank + 1) * share)
         seconds.append(time.perf_counter() - begin)
         for mine, all_of_it in zip(own, whole, strict=True):
             if not np.array_equal(mine, all_of_it[rank * share : (rank + 1) * share]):

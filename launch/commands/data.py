@@ -140,7 +140,7 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Another order.")] = 0,
     json: Json = False,
 ) -> None:
-    """Walk the order of a run of any size without data: its cost to start, and whether it is a good order."""
+    """Start and walk a run of any size without data: what a rank pays, and whether its order is a good one."""
     from data_pipeline.simulate import Workload
     from data_pipeline.simulate import simulate as walk
 
