@@ -1,19 +1,26 @@
 """Read a whole dataset against its manifest."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import xxhash
 
-from data_pipeline.manifest import DatasetManifest, FileInfo
+from data_pipeline.files import MEND, FileInfo
+from data_pipeline.manifest import DatasetManifest
 from data_pipeline.passes.worker import processes_for, spread
-from data_pipeline.shards import MEND, ShardTask
+from data_pipeline.shards import ShardReader, ShardTask, Tokens
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.windows import MEND_INDEX, load_index, window_indices
 from runtime.errors import UserError, one_line
 from runtime.files import digest_file
 from runtime.progress import ProgressBar
+
+_HEADER_BYTES = 4096  # of a record batch; Arrow needs a few hundred
+_FOOTER_BYTES = 32  # of each batch at the file's end
 
 
 @dataclass(frozen=True)
@@ -102,28 +109,55 @@ def _index_problem(path: Path, manifest: DatasetManifest) -> str | None:
 
 def shard_problems(task: ShardTask) -> list[str]:
     """One line for every file of a shard that is not as it was built."""
-    info = task.info
-    problems = [problem for file in info.files if (problem := _file_problem(task.path, file))]
-    if problems:
-        return problems
+    shard, problems = task.reader(), []
     try:
-        _check_content(task)
+        ends, sources = shard.documents()
     except UserError as error:
-        return [one_line(error)]
-    return []
+        problems.append(one_line(error))
+    try:
+        found = _document_ends(task, shard)
+    except UserError as error:
+        problems.append(one_line(error))
+    if not problems and not (np.array_equal(found, ends) and int(sources.max()) < task.form["sources"]):
+        file, documents = task.path / task.info.file.name, task.info.offsets.name
+        problems.append(f"{file}: its documents do not end where {documents} says: rebuild the dataset")
+    return problems
 
 
-def _check_content(task: ShardTask) -> None:
-    """Digests of all batches; ids inside the vocabulary; EOS at every document's end and nowhere else."""
-    info, form, shard = task.info, task.form, task.reader()
-    file, begin = task.path / info.file.name, 0
-    ends, sources = shard.documents()
-    borders: list[np.ndarray[Any, np.dtype[np.int64]]] = []
-    for number in range(len(info.batches)):
-        tokens = shard.batch(number)
+def _document_ends(task: ShardTask, shard: ShardReader) -> npt.NDArray[np.int64]:
+    """Where EOS stands, once the file and all its batches fit their digests and all ids are inside the vocabulary.
+
+    Raises UserError naming the file.
+    """
+    form, file = task.form, task.path / task.info.file.name
+    borders, begin = [np.zeros(0, dtype=np.int64)], 0
+    for number, tokens in enumerate(_batches_as_read(file, task, shard)):
         if int(tokens.max()) >= form["vocabulary"]:
             raise UserError(f"{file}: record batch {number} holds ids outside the vocabulary: rebuild the dataset")
         borders.append(np.flatnonzero(tokens == form["eos_id"]) + begin + 1)
         begin += tokens.size
-    if not np.array_equal(np.concatenate(borders), ends) or int(sources.max()) >= form["sources"]:
-        raise UserError(f"{file}: its documents do not end where {info.offsets.name} says: rebuild the dataset")
+    return np.concatenate(borders)
+
+
+def _batches_as_read(file: Path, task: ShardTask, shard: ShardReader) -> Iterator[Tokens]:
+    """The batches of a shard while its file is read, once, for its digest: each comes right after its bytes were read.
+
+    So they are in memory when the mapping is asked for them, and a fault of the disk is an error and not a signal.
+    Raises UserError naming the file if a batch, or in the end the file, does not fit its digest.
+    """
+    size, batches = shard.mapped.size, len(task.info.batches)
+    tail = min(size, _HEADER_BYTES + _FOOTER_BYTES * batches)
+    state = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(task.form["batch_tokens"] * np.dtype(task.form["dtype"]).itemsize + _HEADER_BYTES))
+    try:
+        with open(file, "rb", buffering=0) as source:
+            os.pread(source.fileno(), tail, size - tail)
+            for number in range(batches):
+                state.update(buffer[: source.readinto(buffer)])
+                yield shard.batch(number)
+            while count := source.readinto(buffer):
+                state.update(buffer[:count])
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): {MEND}") from None
+    if state.hexdigest() != task.info.file.digest:
+        raise UserError(f"{file} is damaged (its digest does not fit): {MEND}")
