@@ -87,7 +87,7 @@ def make_stream(folder: Path, windows: int) -> tuple[Path, Path]:
     dataset.mkdir()
     shutil.copy(base / manifest.tokenizer.file.name, dataset)
     train = _shards(dataset, tokens, manifest)
-    splits: dict[str, SplitInfo] = {"train": train}
+    splits: dict[str, SplitInfo] = {"train": train, "validation": split_info([])}
     DatasetManifest(**{**dict(manifest), "splits": splits}).save(dataset)
     return dataset, flat
 

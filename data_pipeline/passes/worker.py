@@ -20,7 +20,7 @@ from runtime.errors import LacunaError, one_line
 T = TypeVar("T")
 R = TypeVar("R")
 _ROOT = Path(__file__).resolve().parents[2]
-_ALONE_BYTES = 1 << 28  # less than this is read sooner than workers start
+_ALONE_BYTES = 1 << 30  # less than this is read sooner than workers start
 
 
 class Worker:
