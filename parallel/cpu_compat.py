@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 from torch.utils._device import _device_constructors
 
 _CPU = torch.device("cpu")
@@ -66,6 +67,7 @@ def install() -> bool:
     _keep_freed_memory()
     if getattr(torch.cuda, "_lacuna_cpu", False):
         return True
+    _share_gloo_devices()
     _patch_cuda_namespace(torch.cuda)
     _device_constructors()  # cached from here on: with `torch.device(…):` must know the factories that are wrapped now
     for name in _FACTORIES:
@@ -114,6 +116,27 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+
+
+def _share_gloo_devices() -> None:
+    """Have all gloo groups of a process share the first one's devices.
+
+    A device has a thread that polls a hundred times a second, and a mesh has some thirty groups.
+    """
+    plain: Any = distributed_c10d.ProcessGroupGloo
+    devices: dict[int, Any] = {}  # by process: a fork has no thread for those of its parent
+
+    class Sharing(plain):
+        def __init__(self, store: Any, rank: int, size: int, timeout: Any) -> None:
+            if known := devices.get(os.getpid()):
+                options = plain._Options()
+                options._devices, options._timeout = known, timeout
+                super().__init__(store, rank, size, options)
+            else:
+                super().__init__(store, rank, size, timeout=timeout)
+                devices[os.getpid()] = self.options._devices
+
+    distributed_c10d.ProcessGroupGloo = Sharing  # type: ignore[misc]
 
 
 def _patch_cuda_namespace(cuda: Any) -> None:
