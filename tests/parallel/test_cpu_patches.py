@@ -29,11 +29,13 @@ def test_they_outlive_zero_3_although_deepspeed_was_imported_before_them() -> No
 
 _GROUPS = """
 import os
+import time
 import torch.distributed as dist
 from tests.support.simulated import single_process
 from tests.support.tiny import tiny_config
 
 def loops():
+    time.sleep(1.0)  # a thread names itself, some time after it was started
     tasks = f"/proc/{os.getpid()}/task"
     return [open(f"{tasks}/{task}/comm").read() for task in os.listdir(tasks)].count("gloo_tcp_loop\\n")
 
