@@ -261,10 +261,13 @@ def test_a_disk_that_holds_one_checkpoint(
 
 
 def test_a_disk_too_full_even_for_words(recipe: Path, tmp_path: Path) -> None:
-    """Metrics, logs and the reason itself find no room, and still it is one line."""
+    """Metrics, logs and the reason itself find no room, and still it is one line, after those of progress."""
     run = tmp_path / "run"
-    arguments = ["train", str(recipe), "--run", str(run), *ENDLESS]
-    line = refusal(_train_on_small_disk(200, run, tmp_path / "kept", *arguments))
+    result = _train_on_small_disk(200, run, tmp_path / "kept", "train", str(recipe), "--run", str(run), *ENDLESS)
+    assert result.returncode == 2
+    *progress, line = result.stderr.splitlines()
+    assert all(told.startswith("tiny: ") for told in progress)
+    assert line.startswith("lacuna: ")
     assert "No space left on device" in line
     assert line.endswith("free some room, start again with the same --run to continue")
 
