@@ -40,7 +40,6 @@ class Saves:
     ) -> None:
         self._config, self._root, self._engine, self._describe = config, root, engine, describe
         self._fence, self._note_save = fence or Fence(), note_save
-        self._every = config.every
         self._retention = Retention(config.keep, config.permanent_every)
         self._background = BackgroundSaver(root, engine, self._retention, self._fence) if config.in_background else None
         self._failures = self._failures_in_a_row = 0
@@ -55,7 +54,7 @@ class Saves:
 
         Raises SaveError.
         """
-        if step - self.saved > self._every:
+        if step - self.saved > self._config.every:
             self._wait()
 
     def begin(self, step: int, guard: Guard) -> None:
