@@ -50,10 +50,11 @@ def train(
 ) -> tuple[int, bool]:
     """Take the steps of `span` (counted from 0). Returns how many steps the run has and whether a stop was asked for.
 
-    Saves when `checkpoint` says that it is due, and at the end. Raises LacunaError if the guard refused too many steps.
+    Saves when `checkpoint` says that it is due, after a refused step then with the next accepted one, and at the end.
+    Raises LacunaError if the guard refused too many steps.
     """
     clock, quarantine = _Clock(config, engine.mesh), Quarantine(engine.mesh, feed)
-    done, saves, health = span.start, hooks.saves, hooks.health
+    done, saves, health, save_due = span.start, hooks.saves, hooks.health, False
     health.enter("data", done + 1)
     with Loader(feed.step, span.start, span.stop) as batches:
         for fetched in batches:
@@ -82,8 +83,10 @@ def train(
                 saves.finish()
                 raise LacunaError(_divergence(done, saves.saved, guard, result))
             health.enter("save", done)
-            if config.checkpoint.is_due(done) and done < span.stop and result.accepted:
+            save_due = save_due or config.checkpoint.is_due(done)
+            if save_due and done < span.stop and result.accepted:
                 saves.begin(done, guard)
+                save_due = False
             health.enter("data", done + 1)
     health.enter("save", done)
     saves.conclude(done, guard)

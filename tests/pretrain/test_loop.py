@@ -216,7 +216,7 @@ class TestRealEngine:
 
     def test_one_bad_step_is_passed_over_and_the_run_goes_on(self, mesh: Mesh) -> None:
         """A batch with an infinite weight: its step is refused, the next one is as if it had not been."""
-        config = tiny_config(train__steps=3)
+        config = tiny_config(train__steps=4, checkpoint__every=2)
         feed = whole_feed(config)
 
         class OneBadBatch:
@@ -229,9 +229,10 @@ class TestRealEngine:
                 return replace(share, micro_batches=(bad, *others))
 
         engine, recorder, guard = build_engine(config, mesh), Recorder(), Guard(config.guard)
-        train(config, engine, OneBadBatch(), range(3), guard, recorder.hooks(), StopRequest())  # type: ignore[arg-type]
-        assert [line["train/refused_steps"] for line in recorder.lines.values()] == [0, 1, 1]
+        train(config, engine, OneBadBatch(), range(4), guard, recorder.hooks(), StopRequest())  # type: ignore[arg-type]
+        assert [line["train/refused_steps"] for line in recorder.lines.values()] == [0, 1, 1, 1]
         assert guard.refused == 1
+        assert recorder.steps == [3, 4]  # the save of step 2, which was refused, is made after the next accepted one
         assert all(bool(fragment.values.isfinite().all()) for fragment in engine.fragments())
 
     @pytest.mark.parametrize(
