@@ -1,7 +1,8 @@
 """Memory of `lacuna plan` beside real processes: `python -m bench.memory [--json FILE]`.
 
-Every rank of a layout is a fresh process. What it holds is told twice: by the tensors that live (`bench.live`), and by
-the kernel as growth of the resident set since just before the engine was built.
+Every rank of a layout is a fresh process. What it holds is told by the tensors that live (`bench.live`), and by the
+kernel as growth of the resident set since just before the engine was built: once as workers run, whose C library keeps
+freed pages (`parallel/cpu_compat.py`), and once in processes whose freed blocks go back to the kernel at once.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "data 2, DeepSpeed ZeRO-3": (2, ("parallel.engine=deepspeed", "parallel.zero=3")),
 }
 _STEPS = 2
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,13 @@ class Held:
 
 @dataclass(frozen=True)
 class MemoryResult:
-    """A rank of a layout: components as estimated, and what it held."""
+    """A rank of a layout: components as estimated, what it held, and its resident growth where freed pages go back."""
 
     name: str
     rank: int
     estimate: dict[str, int]
     held: Held
+    resident_unkept: int
 
 
 class _Tokens:
@@ -84,12 +87,22 @@ class _Tokens:
 def measure_memory(name: str, world: int, keys: tuple[str, ...]) -> list[MemoryResult]:
     """Every rank of the layout, in processes of their own. Raises RuntimeError with a rank's traceback."""
     config = load_recipe("demo", [*_SHAPE, *keys])
+    held, unkept = (_launch(config, world, keep_pages) for keep_pages in (True, False))
+    stages = memory_by_stage(config, config.parallel, world)
+    pipelined = config.parallel.pipeline > 1
+    return [
+        MemoryResult(name, rank, stages[rank if pipelined else 0].as_dict(), held[rank], unkept[rank].resident)
+        for rank in range(world)
+    ]
+
+
+def _launch(config: RunConfig, world: int, keep_pages: bool) -> list[Held]:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         started = []
         for rank in range(world):
             ours, theirs = multiprocessing.Pipe()
-            process = context.Process(target=_rank, args=(config, rank, world, f"{folder}/meeting", theirs))
+            process = context.Process(target=_rank, args=(config, rank, world, keep_pages, f"{folder}/meeting", theirs))
             process.start()
             theirs.close()
             started.append((process, ours))
@@ -99,29 +112,29 @@ def measure_memory(name: str, world: int, keys: tuple[str, ...]) -> list[MemoryR
     for answer in answers:
         if isinstance(answer, RuntimeError):
             raise answer
-    stages = memory_by_stage(config, config.parallel, world)
-    pipelined = config.parallel.pipeline > 1
-    return [
-        MemoryResult(name, rank, stages[rank if pipelined else 0].as_dict(), held) for rank, held in enumerate(answers)
-    ]
+    return answers
 
 
-def _rank(config: RunConfig, rank: int, world: int, meeting: str, answer: Connection) -> None:
+def _rank(config: RunConfig, rank: int, world: int, keep_pages: bool, meeting: str, answer: Connection) -> None:
     """Body of a rank's process: builds the engine and takes steps."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", store=dist.FileStore(meeting, world), rank=rank, world_size=world)
-        answer.send(_held(config, Mesh.create(config.parallel, RankInfo(rank, world, rank))))
+        answer.send(_held(config, Mesh.create(config.parallel, RankInfo(rank, world, rank)), keep_pages))
     except Exception:
         answer.send(RuntimeError(f"rank {rank}:\n{traceback.format_exc()}"))
     close_process_group()
 
 
-def _held(config: RunConfig, mesh: Mesh) -> Held:
+def _held(config: RunConfig, mesh: Mesh, keep_pages: bool) -> Held:
     small = load_recipe("demo", [*_SHAPE, "model.layers=2", "model.width=64", "model.ffn=64", "model.vocabulary=512"])
     _take_steps(small.model_copy(update={"parallel": config.parallel, "train": config.train}), mesh)
     gc.collect()  # libraries, threads and connections are there now, and no part of what a layout holds
+    if not keep_pages:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 16)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
     _forget_the_past()
     before = _resident("VmRSS")
     after, most = _take_steps(config, mesh)
@@ -180,15 +193,18 @@ def table(results: list[MemoryResult]) -> Any:
         rows.append(
             [
                 f"{result.name}, rank {result.rank}",
-                *(f"{figure / 1e6:.1f}" for figure in (*figures, held.resident)),
-                f"{estimate['total'] / held.most:.3f}",
-                f"{estimate['total'] / held.resident:.3f}",
+                *(f"{figure / 1e6:.1f}" for figure in (*figures, held.resident, result.resident_unkept)),
+                *(
+                    f"{estimate['total'] / measured:.3f}"
+                    for measured in (held.most, held.resident, result.resident_unkept)
+                ),
             ]
         )
     shape = " ".join(key.partition(".")[2] for key in _SHAPE)
     headings = [
         "layout", "state", "tensors after a step", "activations", "head", "total",
-        "most tensors", "resident growth", "total/tensors", "total/resident",
+        "most tensors", "resident growth", "resident growth, pages given back",
+        "total/tensors", "total/resident", "total/resident, pages given back",
     ]  # fmt: skip
     return Table("Memory: estimate beside processes, MB", shape, headings, rows)
 
