@@ -244,7 +244,8 @@ def one_mlflow_run(trial: Trial) -> str:
 
 def hang(trial: Trial) -> str:
     """The rank on the second node is stopped, after nodes were measured against each other."""
-    job = trial.submit(2, "watchdog.step=8", "watchdog.data=8", "watchdog.collective=8", health="measures")
+    limits = (f"watchdog.{phase}=8" for phase in ("data", "collective", "step", "save"))
+    job = trial.submit(2, *limits, health="measures")
     first = trial.wait_for_attempt(0)
     (stopped,) = [p for p in trial.lab.processes(first[1]) if "launch.worker" in p.cmdline() and "python" in p.name()]
     stopped.suspend()
