@@ -30,7 +30,7 @@ from tests.support.small_run import build_dataset, write_corpus, write_recipe
 from tests.support.unreliable_server import Mode, UnreliableServer
 
 NAME = "tracking"
-STEPS = 150
+STEPS = 200
 _MOST = 0.01  # of a step, for logging it
 _MODEL = ["model.layers=4", "model.width=192", "model.heads=4", "model.kv_heads=4", "model.ffn=512"]
 _KEYS = ("train/loss", "tokens", "goodput/share")
@@ -86,27 +86,30 @@ def run_way(way: str, work: Path, recipe: Path, target: str) -> Row:
     first, second = _WAYS[way]
     with UnreliableServer(target) as server:
         server.become(first)
-        changing = threading.Thread(target=_change, args=(server, run, second))
+        changing = threading.Thread(target=_change, args=(server, run, first, second, target))
         changing.start()
         tracking = ["tracking.enabled=true", f"tracking.uri={server.uri}", f"tracking.experiment={way}"]
         result = lacuna(*arguments, *tracking, **variables)
         assert "Traceback" not in succeeded(result) + result.stderr, result.stderr
         changing.join()
         before = _points(target, run)
+        assert first == second or 0 < before < len(_KEYS) * STEPS, f"it did not die amid the run: {before} points"
         server.become("works")
         succeeded(lacuna("track", "sync", run))
         assert json.loads(succeeded(lacuna("track", "sync", run, "--json")))["points"] == 0
     return Row(way, _cost(run, audit), without, before, _points(target, run))
 
 
-def _change(server: UnreliableServer, run: Path, mode: Mode) -> None:
-    """Let the server fail otherwise once half of the steps are done."""
+def _change(server: UnreliableServer, run: Path, first: Mode, second: Mode, target: str) -> None:
+    """Let the server fail otherwise once half of the steps are done and it has some of the points."""
+    if first == second:
+        return
     metrics, end = run / "metrics.jsonl", time.monotonic() + 300
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < STEPS // 2:
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < STEPS // 2 or not _points(target, run):
         if time.monotonic() > end:
             return
         time.sleep(0.05)
-    server.become(mode)
+    server.become(second)
 
 
 def _points(uri: str, run: Path) -> int:
