@@ -66,7 +66,10 @@ def find_cause(directory: RunDirectory, attempt: int, step_code: int) -> Cause:
 def _ends(directory: RunDirectory, attempt: int) -> list[_End]:
     found = []
     for path in directory.logs(attempt).glob("exit-*"):
-        rank = int(path.name.removeprefix("exit-"))
+        name = path.name.removeprefix("exit-")
+        if not name.isdecimal():  # scripts of older versions left that where they were ended amid their last line
+            continue
+        rank = int(name)
         code, _, node = path.read_text().strip().partition(" ")
         failure = directory.failure(attempt, rank)
         words = str(read_json(failure)["message"]) if failure.exists() else None

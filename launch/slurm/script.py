@@ -99,8 +99,8 @@ timeout 30 tail --pid="$shown" -f /dev/null || kill -KILL "$shown"
 
 _TRAIN = """\
 # Train. srun ends all ranks once one fails and then reports their end, so each rank notes its own exit code.
-rank='trap : USR2 TERM; "$@"; code=$?
-[ $code = 0 ] || echo "$code $SLURMD_NODENAME" >"$EXITS/exit-$(printf %05d "$SLURM_PROCID")"; exit $code'
+rank='trap : USR2 TERM; printf -v name %05d "$SLURM_PROCID"; "$@"; code=$?
+[ $code = 0 ] || echo "$code $SLURMD_NODENAME" >"$EXITS/exit-$name"; exit $code'
 if [ "$code" = 0 ] && [ -z "$asked" ]; then
     stage=train
     EXITS="$run/logs/$attempt" attend srun {options} \\

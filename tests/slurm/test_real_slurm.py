@@ -232,7 +232,10 @@ def test_slurmctld_killed_as_it_takes_the_job(
         exit 1"""
     )
     sbatch.chmod(0o755)
+    began = time.time()
     lab.run("scontrol", "update", "NodeName=node[1-3]", "State=DRAIN", "Reason=test")
+    kept = lab.root / "state/node_state"  # what a controller that is killed knows afterwards
+    wait_for("drained nodes on disk", lambda: kept.exists() and kept.stat().st_mtime > began, 60)
 
     def revive() -> None:
         wait_for("sbatch", mark.exists, 400)

@@ -107,6 +107,13 @@ def test_lines_of_verdicts() -> None:
     assert Verdict("cancel", 2).line() == "cancel 2"
 
 
+def test_a_note_that_was_cut_off_before_its_rank_is_passed_over(directory: RunDirectory) -> None:
+    _begin(directory)
+    (directory.logs(0) / "exit-").write_text("75 node1\n")
+    _ended(directory, 1, 75, 5, "stopped at step 8")
+    assert find_cause(directory, 0, 75).message == "stopped at step 8"
+
+
 def test_a_finished_attempt(directory: RunDirectory) -> None:
     assert conclude(directory.root, 0, "train", 0, False, RUNNING) == Verdict("end", 0)
     assert (_last(directory)["outcome"], _last(directory)["exit_code"]) == ("finished", 0)
