@@ -79,12 +79,16 @@ class Holder(Settings):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim as it was found: `holder` is None if the file cannot be understood; `mtime` is in nanoseconds."""
+    """A claim as it was found: `holder` is None if the file cannot be understood; `mtime` is in nanoseconds.
+
+    `file`: inode, size and times, by which a file is known again.
+    """
 
     path: Path
     token: int
     holder: Holder | None
     mtime: int
+    file: tuple[int, ...]
 
     @property
     def pulse(self) -> tuple[int, int]:
@@ -101,11 +105,18 @@ def claims_directory(root: Path) -> Path:
     return root / "lease"
 
 
-def newest_claim(root: Path) -> Claim | None:
-    """The claim that counts on run `root`, or None. Raises OSError if the directory cannot be read."""
-    while tokens := _tokens(claims_directory(root)):
+def newest_claim(root: Path, known: Claim | None = None) -> Claim | None:
+    """The claim that counts on run `root`, or None. Raises OSError if the directory cannot be read.
+
+    `known`, a claim found before, is given back without reading its file as long as that is the same file.
+    """
+    folder = claims_directory(root)
+    while tokens := _tokens(folder):
         with suppress(FileNotFoundError):  # a newer claim came and removed it meanwhile
-            return _read(claims_directory(root), max(tokens))
+            newest = max(tokens)
+            if known is not None and known.token == newest and known.file == _identity(os.lstat(known.path)):
+                return known
+            return _read(folder, newest)
     return None
 
 
@@ -170,7 +181,8 @@ def _read(folder: Path, token: int) -> Claim:
     except FileNotFoundError:
         raise
     except OSError:
-        return Claim(path, token, None, os.lstat(path).st_mtime_ns)
+        status = os.lstat(path)
+        return Claim(path, token, None, status.st_mtime_ns, _identity(status))
     try:
         status = os.fstat(handle)
         text = os.read(handle, _LONGEST) if stat.S_ISREG(status.st_mode) else b""
@@ -179,7 +191,11 @@ def _read(folder: Path, token: int) -> Claim:
     holder = None
     with suppress(ValidationError):
         holder = Holder.model_validate_json(text)
-    return Claim(path, token, holder, status.st_mtime_ns)
+    return Claim(path, token, holder, status.st_mtime_ns, _identity(status))
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _sweep(folder: Path, token: int) -> None:

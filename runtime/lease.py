@@ -64,6 +64,7 @@ class Lease:
     def __init__(self, root: Path, token: int, holder: Holder) -> None:
         self.token = token
         self._root, self._holder = root, holder
+        self._seen: Claim | None = None
 
     @classmethod
     def acquire(cls, root: Path, config: LeaseConfig) -> Lease:
@@ -98,7 +99,7 @@ class Lease:
 
     def check(self) -> None:
         """Raise LeaseLost unless this attempt still holds the run, OSError if that cannot be read."""
-        claim = newest_claim(self._root)
+        self._seen = claim = newest_claim(self._root, self._seen)  # asked in every step, so it must be cheap
         if claim is None or claim.token != self.token or (claim.holder and claim.holder.nonce != self._holder.nonce):
             raise _lost(self._root, claim)
 

@@ -18,6 +18,7 @@ from runtime.errors import UserError
 from runtime.files import write_pieces
 from runtime.logs import log
 
+_ENCODER = json.JSONEncoder(allow_nan=False)  # one for all lines, for `json.dumps` would make one for each
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -55,7 +56,7 @@ class Spool:
                 raise ValueError(f"metric {key!r} is written by the spool itself")
             entry[key] = _plain(key, value)
         self.last_step = int(step)
-        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        self._file.write(_ENCODER.encode(entry).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -144,6 +145,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _plain(key: str, value: object) -> float | int | str:
     """`value` as Python's own number or string. NumPy scalars are numbers, tensors are not."""
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return value  # nearly all are such, and asking abstract classes is slow
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):

@@ -286,6 +286,16 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
     assert one_line(refused.value).isprintable()
 
 
+def test_a_claim_written_over_in_its_place_is_read_again(tmp_path: Path) -> None:
+    lease = Lease.acquire(tmp_path, QUICK)
+    lease.check()
+    path = claim_path(tmp_path, 1)
+    nonce = json.loads(path.read_text())["nonce"]
+    path.write_text(path.read_text().replace(nonce, nonce[::-1]))  # as long as before
+    with pytest.raises(LeaseLost, match="taken over"):
+        lease.check()
+
+
 def test_a_removed_directory_ends_the_attempt_also_if_its_number_comes_again(tmp_path: Path) -> None:
     first = Lease.acquire(tmp_path, QUICK)
     claim_path(tmp_path, 1).unlink()
