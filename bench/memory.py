@@ -2,7 +2,8 @@
 
 Every rank of a layout is a fresh process. What it holds is told by the tensors that live (`bench.live`), and by the
 kernel as growth of the resident set since just before the engine was built: once as workers run, whose C library keeps
-freed pages (`parallel/cpu_compat.py`), and once in processes whose freed blocks go back to the kernel at once.
+freed pages (`parallel/cpu_compat.py`), and once in processes whose freed blocks go back to the kernel at once. To the
+estimate beside the latter belongs what gloo copies while activations stand, for it is no tensor and on no GPU.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pretrain.config import RunConfig
 from pretrain.feed import Feed
 from pretrain.objectives.autoregressive import AutoregressiveSamples
 from pretrain.planning.memory import BUCKET, memory_by_stage
+from pretrain.stage_cut import parameters_per_rank
 from runtime.environment import RankInfo
 from runtime.files import write_json
 
@@ -64,11 +66,14 @@ class Held:
 
 @dataclass(frozen=True)
 class MemoryResult:
-    """A rank of a layout: components as estimated, what it held, and its resident growth where freed pages go back."""
+    """A rank of a layout: components as estimated, gloo's copies, what the rank held, and its resident growth where
+    freed pages go back.
+    """
 
     name: str
     rank: int
     estimate: dict[str, int]
+    gloo: int
     held: Held
     resident_unkept: int
 
@@ -88,12 +93,27 @@ def measure_memory(name: str, world: int, keys: tuple[str, ...]) -> list[MemoryR
     """Every rank of the layout, in processes of their own. Raises RuntimeError with a rank's traceback."""
     config = load_recipe("demo", [*_SHAPE, *keys])
     held, unkept = (_launch(config, world, keep_pages) for keep_pages in (True, False))
-    stages = memory_by_stage(config, config.parallel, world)
-    pipelined = config.parallel.pipeline > 1
+    estimates = [stage.as_dict() for stage in memory_by_stage(config, config.parallel, world)]
+    pipelined, gloo = config.parallel.pipeline > 1, gloo_copies(config)
     return [
-        MemoryResult(name, rank, stages[rank if pipelined else 0].as_dict(), held[rank], unkept[rank].resident)
+        MemoryResult(name, rank, estimates[rank if pipelined else 0], gloo, held[rank], unkept[rank].resident)
         for rank in range(world)
     ]
+
+
+def gloo_copies(config: RunConfig) -> int:
+    """Bytes that gloo takes for itself at a step's peak.
+
+    It copies the input of a reduce-scatter: of ZeRO-3 the bucket of gradients, while activations stand. megatron's
+    collectives of such a size come when they are gone, and an all-reduce is done in place.
+    """
+    if config.parallel.zero < 3:
+        return 0
+    parameters, element = (
+        max(parameters_per_rank(config, config.parallel)),
+        2 if config.train.precision == "bf16" else 4,
+    )
+    return min(parameters, BUCKET) * element
 
 
 def _launch(config: RunConfig, world: int, keep_pages: bool) -> list[Held]:
@@ -193,18 +213,17 @@ def table(results: list[MemoryResult]) -> Any:
         rows.append(
             [
                 f"{result.name}, rank {result.rank}",
-                *(f"{figure / 1e6:.1f}" for figure in (*figures, held.resident, result.resident_unkept)),
-                *(
-                    f"{estimate['total'] / measured:.3f}"
-                    for measured in (held.most, held.resident, result.resident_unkept)
-                ),
+                *(f"{figure / 1e6:.1f}" for figure in (*figures, held.resident, result.gloo, result.resident_unkept)),
+                f"{estimate['total'] / held.most:.3f}",
+                f"{estimate['total'] / held.resident:.3f}",
+                f"{(estimate['total'] + result.gloo) / result.resident_unkept:.3f}",
             ]
         )
     shape = " ".join(key.partition(".")[2] for key in _SHAPE)
     headings = [
         "layout", "state", "tensors after a step", "activations", "head", "total",
-        "most tensors", "resident growth", "resident growth, pages given back",
-        "total/tensors", "total/resident", "total/resident, pages given back",
+        "most tensors", "resident growth", "gloo's copies", "resident growth, pages given back",
+        "total/tensors", "total/resident", "(total + gloo)/resident, pages given back",
     ]  # fmt: skip
     return Table("Memory: estimate beside processes, MB", shape, headings, rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -38,8 +39,12 @@ class Launched:
 
     def workers(self) -> dict[int, psutil.Process]:
         """The processes of the ranks, by rank."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return {int(p.environ()["RANK"]): p for p in below if "launch.worker" in p.cmdline()}
+        found = {}
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):  # it may be another's, just ended
+                if "launch.worker" in process.cmdline():
+                    found[int(process.environ()["RANK"])] = process
+        return found
 
     def end(self) -> subprocess.CompletedProcess[str]:
         """Wait for the end, after which no process may be left."""
