@@ -5,9 +5,9 @@ from pathlib import Path
 
 from data_pipeline.config import BuildConfig
 from data_pipeline.files import describe_file
-from data_pipeline.manifest import DatasetManifest
+from data_pipeline.manifest import MANIFEST, DatasetManifest
 from data_pipeline.passes.assemble import Means, assemble
-from data_pipeline.passes.workshop import fresh_directory, work_beside
+from data_pipeline.passes.workshop import fresh_directory, work_beside, work_directory
 from runtime.errors import UserError, one_line
 from runtime.files import publish_directory
 
@@ -25,6 +25,8 @@ def build_dataset(
     """
     means = means or Means(cache=cache, show_progress=show_progress)
     if os.path.lexists(out):
+        if published := _killed_at_its_end(config, out):
+            return published
         raise UserError(f"{out} exists already: move it away or choose another --out")
     try:
         with work_beside(out, means.processes, means.show_progress) as workshop:
@@ -47,3 +49,14 @@ def build_dataset(
             "mend that and build again"
         ) from None
     return manifest
+
+
+def _killed_at_its_end(config: BuildConfig, out: Path) -> DatasetManifest | None:
+    """What a build of `config` has published, if only the removal of its work was missing; that is done here."""
+    if not work_directory(out).is_dir() or not (out / MANIFEST).is_file():
+        return None
+    manifest = DatasetManifest.load(out)
+    if manifest.build != config or manifest.appended:  # then the work is an append's
+        return None
+    with work_beside(out, 1, show_progress=False):
+        return manifest

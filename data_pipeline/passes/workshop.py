@@ -114,13 +114,18 @@ def _perform(function: Callable[[Any, Path], None], task: Any, place: Path) -> N
         raise
 
 
+def work_directory(out: Path) -> Path:
+    """Where the work for `out` is kept until `out` stands there."""
+    return out.with_name(f".{out.name}.building")
+
+
 @contextmanager
 def work_beside(out: Path, processes: int | None, show_progress: bool) -> Iterator[Workshop]:
     """A workshop in a directory beside `out` that only this process uses.
 
     The directory is removed when all went well, or nothing was finished; else the next build goes on from it.
     """
-    place = out.with_name(f".{out.name}.building")
+    place = work_directory(out)
     place.mkdir(parents=True, exist_ok=True)
     lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:

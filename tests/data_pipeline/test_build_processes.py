@@ -8,6 +8,7 @@ import pytest
 from data_pipeline.build import Means, build_dataset
 from data_pipeline.config import BuildConfig
 from data_pipeline.manifest import DatasetManifest
+from data_pipeline.passes.workshop import work_directory
 from runtime.errors import UserError
 from tests.prove.build import (
     configuration,
@@ -80,6 +81,30 @@ def test_finished_units_are_not_done_again(tmp_path: Path, capfd: pytest.Capture
     with pytest.raises(UserError, match="does not fit the text"):
         build_dataset(config, tmp_path / "out")
     assert "read: 1/1 found finished" not in capfd.readouterr().err
+
+
+def test_a_kill_when_all_is_published_but_the_work_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(_path: Path) -> None:
+        raise Killed
+
+    config, out = BuildConfig.parse(configuration(), "build"), tmp_path / "out"
+    with monkeypatch.context() as patches:
+        patches.setattr("data_pipeline.passes.workshop.remove_tree", killed)
+        with pytest.raises(Killed):
+            build_dataset(config, out, show_progress=False)
+    before = contents(out)
+    other = BuildConfig.parse(configuration(shard_tokens=16_000), "build")
+    with pytest.raises(UserError, match="exists already"):
+        build_dataset(other, out, show_progress=False)
+    assert work_directory(out).is_dir()  # it may be another's
+    assert build_dataset(config, out, show_progress=False) == DatasetManifest.load(out)
+    assert contents(out) == before
+    assert not work_directory(out).exists()
+    with pytest.raises(UserError, match="exists already"):
+        build_dataset(config, out, show_progress=False)
 
 
 def test_a_build_under_way_is_not_disturbed(tmp_path: Path) -> None:

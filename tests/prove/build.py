@@ -24,6 +24,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet
 
+from data_pipeline.passes.workshop import work_directory
 from runtime.files import digest_file
 
 BEGIN, END = "<!-- kills: begin -->", "<!-- kills: end -->"
@@ -129,7 +130,7 @@ def finished_units(out: Path) -> int:
 def _units(out: Path, finished: bool) -> list[str]:
     """The stages of the units that are finished, or of those under way."""
     try:
-        names = os.listdir(out.with_name(f".{out.name}.building"))
+        names = os.listdir(work_directory(out))
     except FileNotFoundError:
         return []
     return [found[1] for name in names if name.startswith(".") != finished and (found := _UNIT.match(name))]
@@ -156,7 +157,7 @@ def kill_and_repeat(config: dict[str, Any], out: Path, processes: int, units: in
     build.send_signal(signal.SIGKILL)
     build.communicate()
     _, alive = psutil.wait_procs(workers, timeout=10)
-    if not out.exists():
+    if not out.exists() or work_directory(out).exists():
         finish(start(config, out, processes))
     return Kill(processes, finished, stages, False, len(alive))
 
@@ -169,8 +170,7 @@ def prove(points: int, work: Path, seed: int = 0) -> Iterator[Kill]:
     for point in range(points):
         out = work / f"killed-{point}"
         kill = kill_and_repeat(config, out, 1 + point % 3, source.randrange(total), source.random() * 0.05)
-        left = out.with_name(f".{out.name}.building").exists()
-        yield kill._replace(identical=contents(out) == whole and not left)
+        yield kill._replace(identical=contents(out) == whole and not work_directory(out).exists())
 
 
 def table(kills: list[Kill]) -> str:
