@@ -109,10 +109,8 @@ def gloo_copies(config: RunConfig) -> int:
     """
     if config.parallel.zero < 3:
         return 0
-    parameters, element = (
-        max(parameters_per_rank(config, config.parallel)),
-        2 if config.train.precision == "bf16" else 4,
-    )
+    element = 2 if config.train.precision == "bf16" else 4
+    parameters = max(parameters_per_rank(config, config.parallel))
     return min(parameters, BUCKET) * element
 
 
