@@ -9,7 +9,7 @@ from data_pipeline.manifest import MANIFEST, DatasetManifest
 from data_pipeline.passes.assemble import Means, assemble
 from data_pipeline.passes.workshop import fresh_directory, work_beside, work_directory
 from runtime.errors import UserError, one_line
-from runtime.files import publish_directory
+from runtime.files import half_removed, mend_of, publish_directory
 
 __all__ = ["Means", "build_dataset"]
 PUBLISH = "publish"
@@ -53,10 +53,16 @@ def build_dataset(
 
 def _killed_at_its_end(config: BuildConfig, out: Path) -> DatasetManifest | None:
     """What a build of `config` has published, if only the removal of its work was missing; that is done here."""
-    if not work_directory(out).is_dir() or not (out / MANIFEST).is_file():
+    work = work_directory(out)
+    if not (work.is_dir() or half_removed(work)) or not (out / MANIFEST).is_file():
         return None
     manifest = DatasetManifest.load(out)
     if manifest.build != config or manifest.appended:  # then the work is an append's
         return None
-    with work_beside(out, 1, show_progress=False):
-        return manifest
+    try:
+        with work_beside(out, 1, show_progress=False):
+            return manifest
+    except OSError as error:
+        raise UserError(
+            f"{work} cannot be removed ({one_line(error)}): {mend_of(error)}; {out} itself is built and whole"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,9 @@ from runtime.lease import Fence
 from runtime.logs import log
 
 T = TypeVar("T")
+_LOOK_EVERY = 1.0
+"""Seconds between looks at the lease while lines are written. A later attempt replaces the file of lines, so what its
+orphan writes meanwhile goes nowhere."""
 
 
 class DataIdentity(Protocol):
@@ -101,6 +105,7 @@ class Session:
         self._attempt, self._fence, self._deadline = attempt, fence, deadline
         self._layout = config.parallel.describe(engine.mesh.world)
         self._spool: Spool | None = None
+        self._looked = -math.inf
         self._ledger: Ledger | None = None
         self._system: SystemMonitor | None = None
         self._saves: Saves | None = None
@@ -189,13 +194,22 @@ class Session:
             note_accounts(self._directory, step, self._ledger.accounts(self._saves.stalled_seconds))
 
     def log_metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Append a line to `metrics.jsonl` (rank 0). Raises LeaseLost if the run is no longer this attempt's."""
+        """Append a line to `metrics.jsonl` (rank 0).
+
+        Raises LeaseLost, at the latest a second after it was lost, if the run is no longer this attempt's.
+        """
         if self._spool is not None and self._ledger and self._system and self._saves:
-            self._fence.check()
+            self._look_after_lease()
             accounts = self._ledger.accounts(self._saves.stalled_seconds)
             where: dict[str, int | str] = {"run/layout": self._layout, "run/attempt": self._attempt}
             self._spool.write(step, {**values, **accounts.metrics(), **self._system.sample(), **where})
             self._ledger.told()
+
+    def _look_after_lease(self) -> None:
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_EVERY:
+            self._fence.check()
+            self._looked = now
 
     def hooks(self, report: Callable[[int, dict[str, Any]], None], health: Health) -> Hooks:
         """What the loop calls."""

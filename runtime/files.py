@@ -4,6 +4,7 @@ import errno
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -138,13 +139,23 @@ def staged_directory(final: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory tree if it is there. Renames first, durably, so that no reader ever finds half of it."""
-    if not path.exists():
-        return
-    grave = path.with_name(f".{path.name}.{os.getpid()}.removed")
-    os.rename(path, grave)
-    fsync_directory(path.parent)
-    shutil.rmtree(grave, ignore_errors=True)
+    """Remove a directory tree if it is there, and what killed calls have left of it.
+
+    Renames first, durably, so that no reader ever finds half of it.
+    """
+    for grave in half_removed(path):  # one may bear our number
+        shutil.rmtree(grave, ignore_errors=True)
+    if path.exists():
+        grave = path.with_name(f".{path.name}.{os.getpid()}.removed")
+        os.rename(path, grave)
+        fsync_directory(path.parent)
+        shutil.rmtree(grave, ignore_errors=True)
+
+
+def half_removed(path: Path) -> list[Path]:
+    """What calls of `remove_tree(path)` that were killed have left beside it, or others are removing now."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9]+\.removed")
+    return [grave for grave in path.parent.glob(".*.removed") if name.fullmatch(grave.name)]
 
 
 def digest_bytes(data: bytes | memoryview) -> str:

@@ -8,7 +8,6 @@ import pytest
 from data_pipeline.build import Means, build_dataset
 from data_pipeline.config import BuildConfig
 from data_pipeline.manifest import DatasetManifest
-from data_pipeline.passes.workshop import work_directory
 from runtime.errors import UserError
 from tests.prove.build import (
     configuration,
@@ -17,6 +16,7 @@ from tests.prove.build import (
     finish,
     finished_units,
     kill_and_repeat,
+    leftovers,
     prove,
     start,
 )
@@ -83,26 +83,30 @@ def test_finished_units_are_not_done_again(tmp_path: Path, capfd: pytest.Capture
     assert "read: 1/1 found finished" not in capfd.readouterr().err
 
 
-def test_a_kill_when_all_is_published_but_the_work_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["data_pipeline.passes.workshop.remove_tree", "runtime.files.shutil.rmtree"])
+def test_a_kill_when_all_is_published_but_the_work_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     class Killed(BaseException):
         pass
 
-    def killed(_path: Path) -> None:
-        raise Killed
+    def killed(path: Path, **_: bool) -> None:
+        if ".building" in path.name:
+            raise Killed
 
     config, out = BuildConfig.parse(configuration(), "build"), tmp_path / "out"
     with monkeypatch.context() as patches:
-        patches.setattr("data_pipeline.passes.workshop.remove_tree", killed)
+        patches.setattr(place, killed)
         with pytest.raises(Killed):
             build_dataset(config, out, show_progress=False)
     before = contents(out)
     other = BuildConfig.parse(configuration(shard_tokens=16_000), "build")
     with pytest.raises(UserError, match="exists already"):
         build_dataset(other, out, show_progress=False)
-    assert work_directory(out).is_dir()  # it may be another's
+    assert leftovers(out)  # it may be another's
     assert build_dataset(config, out, show_progress=False) == DatasetManifest.load(out)
     assert contents(out) == before
-    assert not work_directory(out).exists()
+    assert not leftovers(out)
     with pytest.raises(UserError, match="exists already"):
         build_dataset(config, out, show_progress=False)
 

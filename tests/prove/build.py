@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from data_pipeline.passes.workshop import work_directory
-from runtime.files import digest_file
+from runtime.files import digest_file, half_removed
 
 BEGIN, END = "<!-- kills: begin -->", "<!-- kills: end -->"
 PROGRAM = """
@@ -136,6 +136,12 @@ def _units(out: Path, finished: bool) -> list[str]:
     return [found[1] for name in names if name.startswith(".") != finished and (found := _UNIT.match(name))]
 
 
+def leftovers(out: Path) -> list[Path]:
+    """What stands beside a dataset and should have gone when it was published."""
+    work = work_directory(out)
+    return [*([work] if work.exists() else []), *half_removed(work)]
+
+
 def watch(build: "subprocess.Popen[bytes]", out: Path) -> int:
     """Wait for a build that must end well, and tell how many units it did."""
     most = 0
@@ -157,7 +163,7 @@ def kill_and_repeat(config: dict[str, Any], out: Path, processes: int, units: in
     build.send_signal(signal.SIGKILL)
     build.communicate()
     _, alive = psutil.wait_procs(workers, timeout=10)
-    if not out.exists() or work_directory(out).exists():
+    if not out.exists() or leftovers(out):
         finish(start(config, out, processes))
     return Kill(processes, finished, stages, False, len(alive))
 
@@ -170,7 +176,7 @@ def prove(points: int, work: Path, seed: int = 0) -> Iterator[Kill]:
     for point in range(points):
         out = work / f"killed-{point}"
         kill = kill_and_repeat(config, out, 1 + point % 3, source.randrange(total), source.random() * 0.05)
-        yield kill._replace(identical=contents(out) == whole and not work_directory(out).exists())
+        yield kill._replace(identical=contents(out) == whole and not leftovers(out))
 
 
 def table(kills: list[Kill]) -> str:

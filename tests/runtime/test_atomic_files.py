@@ -13,6 +13,7 @@ from runtime.errors import UserError
 from runtime.files import (
     digest_bytes,
     digest_file,
+    half_removed,
     publish_directory,
     read_json,
     remove_tree,
@@ -111,7 +112,21 @@ def test_a_removed_tree_leaves_nothing_and_may_be_gone_already(tmp_path: Path) -
     (tmp_path / "t/deep").mkdir(parents=True)
     remove_tree(tmp_path / "t")
     remove_tree(tmp_path / "t")
+    remove_tree(tmp_path / "not there/t")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_removal_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t/deep").mkdir(parents=True)
+    (tmp_path / "t.2").mkdir()
+    with monkeypatch.context() as patches:
+        patches.setattr("runtime.files.shutil.rmtree", lambda *_, **__: None)
+        remove_tree(tmp_path / "t")
+        remove_tree(tmp_path / "t.2")
+    assert len(half_removed(tmp_path / "t")) == 1
+    remove_tree(tmp_path / "t")
+    assert half_removed(tmp_path / "t") == []
+    assert len(half_removed(tmp_path / "t.2")) == 1
 
 
 def test_digests_are_xxh3_128(tmp_path: Path) -> None:
