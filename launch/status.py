@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _status(
 
 def _goodput(directory: RunDirectory, last: Mapping[str, Any]) -> dict[str, float] | None:
     accounts = newest_accounts(directory, last)
-    return None if accounts is None else {"share": accounts.goodput, "wall": accounts.wall, **asdict(accounts)}
+    return None if accounts is None else {"share": accounts.goodput, "wall": accounts.wall, **accounts._asdict()}
 
 
 def _state(

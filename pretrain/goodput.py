@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -22,12 +22,22 @@ from runtime.deadline import STARTED
 from runtime.errors import UserError
 from runtime.files import read_json, write_json
 
-_PREFIX, _DIGITS = "goodput/", 3
+_SHARE = "goodput/share"
+_KEYS = (
+    "goodput/productive_seconds",
+    "goodput/data_wait_seconds",
+    "goodput/checkpoint_seconds",
+    "goodput/restart_seconds",
+    "goodput/lost_seconds",
+    "faults/lost_steps",
+    "faults/restarts",
+)
+"""Of the fields of `Accounts`, in a line of metrics."""
+_DIGITS = 3
 _UNTOLD = 30.0
 
 
-@dataclass(frozen=True)
-class Accounts:
+class Accounts(NamedTuple):
     """Seconds since the run began, each in one of five kinds.
 
     `productive`: steps that stay. `data_wait`: waits for batches, of rank 0 and of ranks that hold it up. `checkpoint`:
@@ -56,17 +66,12 @@ class Accounts:
 
     def metrics(self) -> dict[str, float]:
         """The accounts as values of a line of metrics, to the millisecond."""
-        kinds = ("productive", "data_wait", "checkpoint", "restart", "lost")
-        seconds = {f"{_PREFIX}{kind}_seconds": round(getattr(self, kind), _DIGITS) for kind in kinds}
-        counts = {"faults/restarts": self.restarts, "faults/lost_steps": self.lost_steps}
-        return {f"{_PREFIX}share": self.goodput, **seconds, **counts}
+        return {_SHARE: self.goodput, **dict(zip(_KEYS, [round(value, _DIGITS) for value in self], strict=True))}
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> Accounts | None:
         """The accounts in a line of metrics; None if it has none."""
-        kinds = ("productive", "data_wait", "checkpoint", "restart", "lost")
-        keys = [*(f"{_PREFIX}{kind}_seconds" for kind in kinds), "faults/lost_steps", "faults/restarts"]
-        values = [line.get(key) for key in keys]
+        values = [line.get(key) for key in _KEYS]
         if not all(isinstance(value, int | float) for value in values):
             return None
         return cls(*values)  # type: ignore[arg-type]  # all are numbers
@@ -104,8 +109,7 @@ class Ledger:
     def accounts(self, stalled: float) -> Accounts:
         """As they stand now; `stalled`: seconds that saves of this attempt have kept the training waiting."""
         before, elapsed = self._before, time.perf_counter() - self._start
-        return replace(
-            before,
+        return before._replace(
             productive=before.productive + max(0.0, elapsed - self._waited - stalled),
             data_wait=before.data_wait + self._waited,
             checkpoint=before.checkpoint + stalled,
@@ -156,7 +160,7 @@ def newest_accounts(directory: RunDirectory, last_line: Mapping[str, Any]) -> Ac
 
 def note_accounts(directory: RunDirectory, step: int, accounts: Accounts) -> None:
     """Write `goodput.json`. Raises OSError."""
-    write_json(directory.goodput, {"step": step, "time": round(time.time(), _DIGITS), **asdict(accounts)})
+    write_json(directory.goodput, {"step": step, "time": round(time.time(), _DIGITS), **accounts._asdict()})
 
 
 def _entry_of_line(line: Mapping[str, Any]) -> Entry | None:
