@@ -1,9 +1,9 @@
 """Runs shown to a tracking server that is refused, black-holed, answers 500, loses its answers or dies on the way.
 
-`python -m tests.prove.tracking` trains the same run against each (a real `mlflow server` behind a listener that fails
-as servers do), right after one without tracking, measures inside the training process what logging a step takes (less
-than a hundredth of the step) and which connections it opens, then lets `lacuna track sync` mend things, and asks MLflow
-for every point. Rewrites its part of docs/reliability.md; names
+`python -m tests.prove.tracking` trains the shipped recipe with the smallest steps (`demo`) against each (a real
+`mlflow server` behind a listener that fails as servers do), right after a run without tracking, measures inside the
+training process what logging a step takes (less than a hundredth of the step) and which connections it opens, then
+lets `lacuna track sync` mend things, and asks MLflow for every point. Rewrites its part of docs/reliability.md; names
 of ways as arguments run those only.
 """
 
@@ -26,13 +26,12 @@ from tests.prove.page import renew_rows
 from tests.support.command_line import lacuna, succeeded
 from tests.support.hooked import hooked
 from tests.support.mlflow_server import serving
-from tests.support.small_run import build_dataset, write_corpus, write_recipe
+from tests.support.small_run import build_dataset, write_corpus
 from tests.support.unreliable_server import Mode, UnreliableServer
 
 NAME = "tracking"
 STEPS = 200
 _MOST = 0.01  # of a step, for logging it
-_MODEL = ["model.layers=4", "model.width=192", "model.heads=4", "model.kv_heads=4", "model.ffn=512"]
 _KEYS = ("train/loss", "tokens", "goodput/share")
 _WAYS: dict[str, tuple[Mode, Mode]] = {
     "works": ("works", "works"),
@@ -43,7 +42,7 @@ _WAYS: dict[str, tuple[Mode, Mode]] = {
     "dies amid the run": ("works", "refused"),
 }
 _HEAD = (
-    f"`python -m tests.prove.tracking`: {STEPS} steps each, {len(_KEYS)} metrics looked for. Medians; each run "
+    f"`python -m tests.prove.tracking`: {STEPS} steps of the recipe `demo` each, {len(_KEYS)} metrics looked for. Medians; each run "
     "comes right after one without tracking, from which it differs by what the machine did otherwise, too.",
     "",
     "| server | a step | without tracking | of the step, logging it | share | CPU time of processes beside it, without "
@@ -75,13 +74,13 @@ class Row:
     after: int
 
 
-def run_way(way: str, work: Path, recipe: Path, target: str) -> Row:
+def run_way(way: str, work: Path, data: Path, target: str) -> Row:
     """Train without tracking, then against one kind of server. Raises AssertionError if a point is missing or twice."""
     run, audit, plain = work / f"run {way}", work / f"{way}.json", work / f"run without, {way}"
     variables = hooked(LACUNA_AUDIT=str(audit))
-    changes = [f"train.steps={STEPS}", *_MODEL, "checkpoint.every=1000"]
-    arguments = ["train", recipe, "--run", run, *changes]
-    succeeded(lacuna("train", recipe, "--run", plain, *changes, **variables))
+    changes = [f"data.path={data}", f"train.steps={STEPS}", "checkpoint.every=1000"]
+    arguments = ["train", "demo", "--run", run, *changes]
+    succeeded(lacuna("train", "demo", "--run", plain, *changes, **variables))
     without = _cost(plain, audit)
     first, second = _WAYS[way]
     with UnreliableServer(target) as server:
@@ -154,10 +153,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lacuna-tracking-") as folder:
         work = Path(folder)
         (work / "corpus").mkdir()
-        recipe = write_recipe(work, build_dataset(write_corpus(work / "corpus"), work / "data"))
+        data = build_dataset(write_corpus(work / "corpus"), work / "data")
         with serving(work / "mlflow.db") as target:
             for way in options.ways or _WAYS:
-                row = run_way(way, work, recipe, target)
+                row = run_way(way, work, data, target)
                 print(row, file=sys.stderr, flush=True)
                 opened = row.cost.connections
                 assert opened == 0, f"{way}: training opened {opened} connections"
