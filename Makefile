@@ -7,6 +7,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
+# Images of containers like to set it; then each of the hundreds of processes here would compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: pretrain test lint bench bench-peers prove prove-slow prove-grid prove-corruption slurm prove-slurm prove-reshard prove-kill prove-disk prove-build prove-order prove-flips prove-near prove-scaling prove-hangs prove-tracking prove-ui soak study-scaling study-reversal clean
 
 ## The main job: real text to a trained, resumed, evaluated and sampled model (about six minutes on two cores)
